@@ -1,9 +1,9 @@
 """The console script `evenfield`.
 
-Each room owns its commands in a `commands.py`; this module only puts them together and decides what
-a user sees when a command fails. In: the words of a command line. Out: an exit code, which is 0, 1
-for a mistake that the user can correct, 2 for wrong words, 70 for a bug of ours, 130 after Ctrl-C.
-Open `quickstart.py` next: it runs the other commands one after another.
+Each package defines its commands in a `commands.py`. This module only puts them together, and
+determines what the user sees if a command fails. In: the words of a command line. Out: an exit
+code: 0 for success, 1 for a mistake that the user can correct, 2 for invalid words, 70 for a bug in
+evenfield, 130 after Ctrl-C. Read `quickstart.py` next, which runs the other commands in sequence.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from .zoo_build import zoo_build
 
 
 USER_ERROR = 1
-BUG = 70  # EX_SOFTWARE of sysexits.h; typer itself exits with 2 for wrong words
+BUG = 70  # EX_SOFTWARE of sysexits.h; typer itself exits with 2 for invalid words
 INTERRUPTED = 130  # what a shell reports after SIGINT
 
 
 app = typer.Typer(
     no_args_is_help=True,
-    # main() prints the traceback of a bug itself, in the plain form that fits into a report
+    # main() itself prints tracebacks, in the plain form that is best for bug reports
     pretty_exceptions_enable=False,
     help="Foundation-model pipeline for interatomic potentials, even across the periodic table.",
 )
@@ -60,8 +60,9 @@ app.command()(quickstart)
 def main() -> None:
     """Run one command and exit.
 
-    An EvenfieldError is printed as one line, and a list in it below that line. Any other exception
-    is a bug of evenfield: its traceback is printed with the versions that a report needs.
+    An EvenfieldError is printed as one line, followed by the items of a list if it has one. Any
+    other exception is a bug in evenfield: its traceback is printed with the versions that a bug
+    report needs. Only an OSError of a full or broken disk is printed like an EvenfieldError.
     """
     try:
         try:
@@ -69,7 +70,7 @@ def main() -> None:
                 warnings.showwarning = _show_warning
                 app()
         finally:
-            # flushed here, where a reader that went away can still be handled
+            # flush here, where a BrokenPipeError can still be handled
             sys.stdout.flush()
     except EvenfieldError as error:
         say(f"error: {_in_few_lines(str(error))}", colour="red", err=True)
@@ -77,7 +78,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # as in `evenfield ... | head`; Python flushes once more at exit, which must not fail again
+        # as in `evenfield ... | head`; Python flushes again at exit, which must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(USER_ERROR)
     except Exception as error:
@@ -107,7 +108,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning that is meant for users as one line; others with the place in the source."""
+    """Print a warning for users as one line, and any other with its place in the source."""
     if issubclass(category, EvenfieldWarning):
         say(f"warning: {' '.join(str(message).split())}", colour="yellow", err=True)
     else:
@@ -115,7 +116,7 @@ def _show_warning(
 
 
 def _in_few_lines(text: str) -> str:
-    """The text of an error on one line, but for the items of a list, which are indented by two."""
+    """Join the text of an error to one line, except for list items, which are indented by two."""
     lines = []
     for line in text.split("\n  "):
         lines.append(" ".join(line.split()))
@@ -123,8 +124,8 @@ def _in_few_lines(text: str) -> str:
 
 
 def _versions() -> str:
-    """The versions that a bug report needs, without importing the packages."""
-    # imported here, since a command that works should not wait for them
+    """The versions that a bug report needs, found without importing the packages."""
+    # imported here, so that commands that succeed do not wait for these imports
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

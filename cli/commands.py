@@ -1,4 +1,4 @@
-"""`evenfield quickstart`; the commands of the other rooms are in the rooms."""
+"""`evenfield quickstart`; all other commands are defined in their own packages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def quickstart(
     overrides: Overrides = None,
     show_settings: Annotated[bool, settings_option("cli.quickstart:QuickstartConfig")] = False,
 ) -> None:
-    """The whole walk on demo data: generate, convert, pretrain twice, fine-tune, simulate, report.
+    """Run the whole pipeline on demo data, from generating it to the report.
 
-    Each step is printed as the command that does it. Steps whose output exists are skipped: remove
-    the folder to start again.
+    The steps are: generate, convert, pretrain twice, fine-tune, simulate, report. Each step is
+    printed as the equivalent command. Steps whose output exists are skipped; to start again, remove
+    the folder.
 
     Example: evenfield quickstart runs/quickstart
     """

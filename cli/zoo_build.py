@@ -1,7 +1,7 @@
-"""`evenfield zoo build`: make a named model by its recipe, and check it.
+"""`evenfield zoo build`: build a named model from its recipe, and check it.
 
-The recipes are in finetune/zoo_build. The physical checks are in diagnostics, which builds on
-finetune, so the two meet here.
+The recipes are in finetune/zoo_build, and the physical checks in diagnostics. diagnostics imports
+finetune and not the other way round, so this command is defined here.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ def zoo_build(
         typer.Option("--sources", help="folder with the files of a model's corpus"),
     ] = None,
 ) -> None:
-    """Make a named model by its recipe: generate and label data, pretrain, evaluate, check.
+    """Build a named model from its recipe, and check it.
 
-    The same command continues an interrupted build. The quick suite of `evenfield check sanity` is
-    made of the default level of theory, or of each if there is none. Its record is put into the
-    model and its card. A model that failed is not kept without --allow-failed, and loading it
-    warns.
+    The steps are: generate and label data, pretrain, evaluate, check. Run the command again to
+    continue an interrupted build. The check is the quick suite of `evenfield check sanity`, for the
+    default level of theory, or for every level if there is no default. Its record is added to the
+    model and its card. A model that fails is not kept unless --allow-failed is given. Loading a
+    model that failed prints a warning.
 
     Examples:
     evenfield zoo build evenfield-m
@@ -66,7 +67,7 @@ def zoo_build(
             "no model of the zoo has this name", file=name, remedy=f"name one of {known}"
         )
     recipe = RECIPES[name]
-    # The digest makes a changed recipe, or another model, start from the beginning.
+    # because of the digest, a changed recipe starts from the beginning
     place = (work or cache_folder() / "zoo-work") / f"{name}-{recipe.digest}"
     folder_of_models = into or cache_folder() / "zoo"
     check_destination(
@@ -89,11 +90,12 @@ def zoo_build(
 
 
 def check_model(model: Path, out: Path, settings: SanityConfig, *, allow_failed: bool) -> None:
-    """Make the physical checks of a model folder, and attach their record.
+    """Run the physical checks of a model folder, and attach their record to the model.
 
-    out: keeps finished checks and their pages. The same call goes on after a stop.
+    out: folder for finished checks and their pages. If the checks are interrupted, the same call
+        continues them.
 
-    Raises BadModelError for a model that failed, unless `allow_failed`.
+    Raises BadModelError if the model fails, unless `allow_failed`.
     """
     from ..diagnostics.check import CheckedModel
     from ..diagnostics.checks import sanity
@@ -103,7 +105,7 @@ def check_model(model: Path, out: Path, settings: SanityConfig, *, allow_failed:
     from ..model_zoo.package.manifest import BadModelError
     from ..model_zoo.package.sanity_record import unsound
 
-    # loaded once: every attached record changes the revision, by which finished checks are found
+    # load only once: attaching a record changes the revision, by which finished checks are found
     loaded = load(model)
     levels = loaded.potential.config.levels_of_theory
     default = default_level(loaded.record, levels)

@@ -1,6 +1,6 @@
-"""What all other packages share; it imports none of them.
+"""Code that all other packages share. It imports none of them.
 
-Errors for users (`errors.py`), settings from YAML and the command line (`settings.py`), the
-registry of labels (`labels.py`), units, files, addresses and the stores behind them, locks, worker
-processes, ranks and figures. Open `errors.py` and `labels.py` first.
+It contains errors for users (`errors.py`), settings from YAML and the command line (`settings.py`),
+the registry of labels (`labels.py`), units, files, addresses and remote storage, locks, worker
+processes, ranks and figures. Start with `errors.py` and `labels.py`.
 """

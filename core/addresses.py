@@ -1,9 +1,9 @@
-"""Names that users give: is it a path of this machine, and which part of it is a secret?
+"""Handle names that users give: recognise local paths, and remove secrets from addresses.
 
     without_secrets("https://me:pw@host/set.db?X-Amz-Signature=1f") == "https://host/set.db"
 
-An address with its password is needed to read a file, and nowhere else. What is stored, printed or
-raised holds the address without it.
+A password in an address is needed only to read the file. Addresses that are stored, printed or part
+of an error message must not contain it.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 
-# user:password@ of any scheme. A user alone is kept: it is no secret, and the stores of Azure put
-# the name of a container there. Passwords may hold an unescaped @, so the last one counts.
+# user:password@ for any scheme. A user name alone is kept: it is not a secret, and Azure addresses
+# have the container name there. Passwords may contain an unescaped @, so the last one counts.
 USER_AND_PASSWORD = re.compile(r"(?<=://)[^/\s?#'\"<>@]*:[^/\s?#'\"<>]*@")
-# On the web, what is alone in front of the @ is a token.
+# in web addresses, a single word in front of the @ is a token
 TOKEN = re.compile(r"(?<=://)[^/\s?#'\"<>]*@")
 WEB_ADDRESS = re.compile(r"https?://[^\s'\"<>]*", re.IGNORECASE)
-# the query of an address of any scheme, with its question mark
+# an address of any scheme with its query
 QUERY = re.compile(r"(?<=://)([^\s?'\"<>]*)\?([^\s'\"<>)]*)")
-# names of parameters that carry a signature, or that belong to one
+# names of query parameters that contain a signature or belong to one
 SECRET_PARAMETERS = re.compile(
     r"x-(amz|goog|ms|oss|cos)-.*|.*signature.*|.*token.*|.*secret.*|.*passw(or)?d.*|.*api-?key.*"
     r"|.*credential.*|sig|se|sp|sv|sr|st|spr|pw|pwd|pass|key|auth|jwt|code|hmac|policy|expires"
     r"|key-pair-id|awsaccesskeyid|googleaccessid"
 )
-# a value of this length is a signature under another name more often than not
+# a longer value is more likely than not a signature under some other name
 LONGEST_VALUE = 24
 
-# how the names of files end that people hand to evenfield
+# file name endings that users commonly pass to evenfield
 FILE_SUFFIXES = (
     *(".safetensors", ".pt", ".pth", ".bin", ".model"),
     *(".xyz", ".extxyz", ".traj", ".cif", ".vasp", ".db", ".aselmdb", ".lmdb", ".parquet"),
@@ -41,8 +41,8 @@ FILE_SUFFIXES = (
 
 
 def without_secrets(text: str) -> str:
-    """A text whose addresses have lost passwords, tokens and signed queries."""
-    # nearly every text: this function sees all messages
+    """Remove passwords, tokens and signed queries from all addresses in a text."""
+    # fast path, because all messages pass through this function
     if "://" not in text:
         return text
 
@@ -52,7 +52,7 @@ def without_secrets(text: str) -> str:
 
 
 def _harmless_query(match: re.Match[str]) -> str:
-    """The address with its query, or without it if any part of it may be a secret."""
+    """The matched address, without its query if any part of the query may be a secret."""
     address, query = match.groups()
     for name, value in parse_qsl(query, keep_blank_values=True):
         plain_name = name.lower().replace("_", "-")
@@ -62,25 +62,25 @@ def _harmless_query(match: re.Match[str]) -> str:
 
 
 def without_query(name: str) -> str:
-    """A web address up to its query, so that it ends in the name of a file; other names as is."""
+    """A web address without its query, so that it ends in a file name; other names unchanged."""
     return name.partition("?")[0] if WEB_ADDRESS.match(name) else name
 
 
 def local_path(name: Path | str) -> Path:
-    """The path of a local name, with or without file://, with ~ as the home folder."""
+    """The path of a local name, without file:// and with ~ expanded."""
     path = Path(str(name).removeprefix("file://"))
     try:
         return path.expanduser()
     except RuntimeError:
-        # nobody of that name has a home here: the name is taken as it is
+        # there is no such user, so ~ stays as it is
         return path
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name of the form `a/b` is meant as a path of this machine.
+    """Whether a name of the form `a/b` is meant as a local path.
 
-    Names on a public hub have the same form. A mistyped path must not be sent there: it tells the
-    hub what somebody works on, and somebody else may own that name.
+    Names on a public hub have the same form. A mistyped path must not be sent to the hub: it could
+    reveal what the user works on, and someone else may own the name there.
     """
     if name.startswith(("/", "./", "../", "~", "file://")) or name in (".", ".."):
         return True
@@ -89,15 +89,15 @@ def looks_like_path(name: str) -> bool:
         return True
     if name.lower().endswith(FILE_SUFFIXES):
         return True
-    # `runs/modle` next to a folder `runs`; with a revision it cannot be meant as a path
+    # for example `runs/modle` if there is a folder `runs`; a name with a revision is not a path
     first, slash, _ = name.partition("/")
     return bool(slash) and not at and Path(first).is_dir()
 
 
 def similar_names(path: Path) -> list[str]:
-    """Paths that exist and are spelt almost like `path`, the most similar first."""
+    """At most three existing paths with a name similar to `path`, the most similar first."""
     try:
-        # not the path itself, which is there and of no use
+        # without the path itself, which would not be a useful suggestion
         present = [entry.name for entry in path.parent.iterdir() if entry.name != path.name]
     except OSError:
         return []

@@ -1,7 +1,7 @@
-"""What stands behind a name: the code of a calculator, and the weights that its settings name.
+"""Digests of the code behind a calculator's name, and of the weights that its settings name.
 
-Results that are kept under the name of a calculator belong to its code. A digest of the code tells
-whether they still do.
+Stored results of a calculator are valid only for the code that produced them. A digest of the code
+shows whether it has changed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from .files import file_sha256
 
 
-# Files that a calculator reads and does not write: scripts, weights, parameters. Others that
-# settings name may be its own output, such as a log in .txt.
+# Files that a calculator reads but does not write: scripts, weights, parameters. Other files named
+# in settings may be its own output, such as a log in .txt.
 SCRIPTS = (".py", ".sh", ".yaml", ".yml", ".toml", ".json")
 WEIGHTS = (".pt", ".pth", ".pt2", ".ckpt", ".model", ".safetensors", ".pb", ".npz", ".zip", ".h5")
 PARAMETERS = (".alloy", ".fs", ".eam", ".tersoff", ".sw", ".meam", ".reaxff", ".snap", ".snapcoeff")
@@ -31,12 +31,12 @@ MODEL_MANIFEST = "manifest.json"
 
 
 def code_identity(name: str, settings: Mapping[str, Any] | None = None) -> str:
-    """A digest that changes with the code of `module:name`, or with weights that settings name.
+    """A SHA-256 digest that changes with the code of `module:name` and the files in its settings.
 
-    The code is that of the module and of all modules beside it that it imports. Of an installed
-    package it is that of the module and the version. A setting may be the path of a script, of
-    weights or of a model folder, or a line of a shell with such a path in it. What these read in
-    turn is not followed. A name without a module has only its settings.
+    The code consists of the module and of the modules next to it that it imports. For an installed
+    package, it is only the module itself, plus the package version. A setting may be the path of a
+    script, of weights or of a model folder, or a shell command that contains such a path. Files
+    that these read in turn are not followed. For a name without a module, only the settings count.
     """
     digest = hashlib.sha256()
     module, colon, _ = name.partition(":")
@@ -51,30 +51,33 @@ def code_identity(name: str, settings: Mapping[str, Any] | None = None) -> str:
 
 
 def _code_of(module: str) -> Iterator[str]:
-    """Digests of the files of a module and of those that it imports, and its package's version."""
+    """Yield digests of a module's file and of the files it imports, then the package version."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError, AttributeError):
-        # whoever imports it says what is wrong
+        # the error will be reported when the module is imported
         return
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return
     origin = Path(spec.origin)
 
-    # the folder that Python finds the module in
+    # the folder on sys.path in which Python finds the module
     depth = module.count(".") + (origin.name == "__init__.py")
     root = origin.parents[depth]
     is_installed = set(INSTALLED) & set(root.parts) or root == Path(os.__file__).parent
     files = [origin] if is_installed else _imported_files(origin, root)
     for path in files:
         yield f"{path.relative_to(root)} {file_sha256(path)}"
-    # what a package is called where it is imported is nearly always its name
+    # the import name of a package is nearly always its distribution name
     with suppress(importlib.metadata.PackageNotFoundError):
         yield importlib.metadata.version(module.partition(".")[0])
 
 
 def _imported_files(origin: Path, root: Path) -> list[Path]:
-    """`origin`, and the files below `root` that it imports, by what their code says."""
+    """`origin` and all files below `root` that it imports, directly or indirectly.
+
+    The import statements are parsed and not executed.
+    """
     found: set[Path] = set()
     waiting = [origin]
     while waiting:
@@ -85,7 +88,7 @@ def _imported_files(origin: Path, root: Path) -> list[Path]:
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
-            # whoever imports it says what is wrong
+            # the error will be reported when the file is imported
             continue
         for node in ast.walk(tree):
             waiting += _files_of_import(node, path, root)
@@ -93,12 +96,15 @@ def _imported_files(origin: Path, root: Path) -> list[Path]:
 
 
 def _files_of_import(node: ast.AST, path: Path, root: Path) -> list[Path]:
-    """The files below `root` that an import in the file `path` reads; none for other code."""
+    """The files below `root` that an import statement in the file `path` reads.
+
+    Empty for nodes that are not imports.
+    """
     if isinstance(node, ast.Import):
         folder = root
         names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
-        # each dot is a folder further up
+        # each leading dot goes up by one folder
         folder = path.parents[node.level - 1] if node.level else root
         names = [f"{node.module or ''}.{alias.name}".lstrip(".") for alias in node.names]
     else:
@@ -114,7 +120,7 @@ def _files_of_import(node: ast.AST, path: Path, root: Path) -> list[Path]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in nested settings."""
+    """Yield all strings in nested settings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -126,22 +132,22 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _words(text: str) -> set[str]:
-    """A text as a path by itself, and the words of it as a line of a shell."""
+    """The whole text, which may be a path, and its words as a shell command."""
     try:
         return {text, *shlex.split(text)}
     except ValueError:
-        # a quotation mark without its pair is no line of a shell
+        # unbalanced quotes: not a shell command
         return {text}
 
 
 def _content_of(path: Path) -> Iterator[str]:
-    """The digest of a script, of weights or of a model folder; none for other texts."""
+    """Yield the digest of a script, weights or a model folder; nothing for any other path."""
     try:
         if path.is_file() and path.name.endswith(ENDINGS):
             yield file_sha256(path)
-        # lists the digests of all other files
+        # the manifest lists the digests of all other files in the folder
         elif (path / MODEL_MANIFEST).is_file():
             yield file_sha256(path / MODEL_MANIFEST)
     except (OSError, ValueError):
-        # a text that is no path, or a place that may not be read: whoever uses it says so
+        # not a path, or no permission to read it: the calculator will report the error
         return

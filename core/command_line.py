@@ -1,6 +1,6 @@
 """Parameters that several commands share, and the option `--settings`.
 
-A command that takes settings as `key=value` words declares both of these, in this order:
+A command that takes settings as `key=value` words declares these two parameters in this order:
 
     overrides: Overrides = None,
     show_settings: Annotated[bool, settings_option("pretrain.config:PretrainConfig")] = False,
@@ -22,7 +22,7 @@ from .workers import MOST_WORKERS
 
 
 if TYPE_CHECKING:
-    # pydantic takes a fifth of a second, which `evenfield --help` need not wait for
+    # importing pydantic takes 0.2 s, which would delay `evenfield --help`
     from .settings import Settings
 
 
@@ -33,7 +33,7 @@ Overrides = Annotated[
 Recipe = Annotated[
     Path | None, typer.Option("--recipe", help="YAML file of settings, or a shipped recipe's name")
 ]
-# the backslash keeps rich from taking the bracket for markup
+# the backslash keeps rich from interpreting the bracket as markup
 ModelReference = Annotated[
     str, typer.Argument(help="model folder, zoo name or owner/name\\[@revision]")
 ]
@@ -67,25 +67,25 @@ Workers = Annotated[
 
 
 class CommandLineError(EvenfieldError):
-    """Words of a command line that do not fit together."""
+    """The words of a command line do not fit together."""
 
 
 class DefaultCommandGroup(TyperGroup):
-    """A group in which the name of one command, `default_command`, can be left out."""
+    """A group of commands in which the name of the default command may be left out."""
 
     default_command = "run"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the name of the default command in front of words that name none."""
+        """Insert the name of the default command if the words do not name a command."""
         is_named = not args or args[0] in self.commands or args[0] in ctx.help_option_names
         return super().parse_args(ctx, args if is_named else [self.default_command, *args])
 
 
 def settings_option(class_path: str) -> Any:
-    """The flag `--settings` of a command: print the keys of a settings class, and end.
+    """The flag `--settings` of a command, which prints the keys of a settings class and exits.
 
-    `class_path` is `module:Class` below `evenfield`, as text: the class, and with it torch in some
-    cases, is imported only when somebody asks.
+    class_path: `module:Class` below `evenfield`. It is a string, so that the class (and sometimes
+        torch with it) is imported only if the flag is used.
     """
     return typer.Option(
         "--settings",
@@ -97,7 +97,7 @@ def settings_option(class_path: str) -> Any:
 
 
 def settings_class(class_path: str) -> type[Settings]:
-    """The class that a `module:Class` path below `evenfield` names."""
+    """Import the class that a `module:Class` path below `evenfield` names."""
     module, _, name = class_path.partition(":")
     package = __package__.partition(".")[0]
     found: type[Settings] = getattr(importlib.import_module(f"{package}.{module}"), name)
@@ -105,10 +105,9 @@ def settings_class(class_path: str) -> type[Settings]:
 
 
 def share_of_work(task: str | None) -> tuple[int, int] | None:
-    """The numbers of `--task K/N`: the K-th of N shares, counted from 1.
+    """Parse `--task K/N` to (K, N): the K-th of N shares, counted from 1; None stays None.
 
-    Raises:
-        CommandLineError: anything else than two numbers with K from 1 to N.
+    Raises CommandLineError unless the text has two numbers with K from 1 to N.
     """
     if task is None:
         return None
@@ -124,7 +123,7 @@ def _printer(class_path: str) -> Callable[[bool], None]:
     def print_settings(wanted: bool) -> None:
         if not wanted:
             return
-        # rich is imported only here: start-up of every other command stays as fast as it was
+        # imported here, so that other commands start faster
         from .settings_table import as_text
 
         say(as_text(settings_class(class_path)))

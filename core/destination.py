@@ -1,16 +1,19 @@
-"""Where a command writes: refused before any work, replaced in one step, and only on success.
+"""Output paths of commands: checked before any work, and replaced in one step only on success.
 
-The rule is the same for all commands. A place that already holds something is refused, with what
-it holds, unless the command continues its own earlier work there or the user gives `--overwrite`.
+The rule is the same for all commands. If the output path already holds something, the command stops
+with an error that says what it holds. Exceptions are a command that continues its own earlier work
+there, and `--overwrite`.
 
     check_destination(out, overwrite=overwrite, inputs=[base_model])
     ...                                    # the work, which may take hours
     with replace_folder(out, is_ours) as new:
         ...                                # write the files of the new folder into `new`
 
-What a user has put there is kept: `is_ours` tells it from the files that the command makes.
+The user's own files in the folder are kept: `is_ours` distinguishes them from files that the
+command writes.
 
-A command that writes one file names its `FileKind`. Only an earlier file of that kind is replaced.
+A command that writes a single file specifies its `FileKind`. Only an earlier file of the same kind
+is replaced.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ from .files import file_errors, special_kind
 from .locks import LockedError, held
 
 
-# A folder is known by the first of these files that it holds. `--overwrite` replaces only folders
-# that evenfield wrote: a mistyped OUT must not delete somebody's home directory.
+# A folder is recognised by the first of these files that it contains. `--overwrite` replaces only
+# folders that evenfield wrote, so that a mistyped OUT cannot delete a home directory.
 KINDS = {
     "manifest.json": "a model",
     "dataset_info.json": "a data set",
@@ -48,13 +51,14 @@ KINDS = {
     # last, because runs and models have this file too
     "evaluation.json": "an evaluation",
 }
-# in every page that evenfield writes
+# contained in every page that evenfield writes
 PAGE_MARK = b'<meta name="generator" content="evenfield">'
 BYTES_BEFORE_THE_TEXT = 4096
-# the first bytes of a PNG, and where texts about it end at the latest
+# the first bytes of a PNG file, and an upper bound for the end of its text chunks
 PNG = b"\x89PNG"
 BYTES_BEFORE_THE_PICTURE = 1024
-# Other programs use some of these names. What evenfield writes holds these words, in all versions.
+# Other programs use some of the names in KINDS too. Files from all versions of evenfield contain
+# these words.
 MARKS = {
     "manifest.json": (b'"format_version"', b'"sha256"'),
     "dataset_info.json": (b'"schema_version"', b'"source"'),
@@ -64,47 +68,47 @@ MARKS = {
     "report.html": (PAGE_MARK,),
     "evaluation.json": (b'"split"', b'"num_structures"'),
 }
-# in the folder `checkpoints`
+# entries of the folder `checkpoints`
 CHECKPOINTS = ("latest", "step-*", ".tmp-step-*")
 BYTES_WITH_MARKS = 1 << 20
-# what a conversion replaces
+# kinds of folders that a conversion may replace
 DATA_SETS = (KINDS["dataset_info.json"], KINDS[".parts"])
-MAX_NAMES = 4  # of files in a message
+MAX_NAMES = 4  # file names in a message
 
-# Flag of Linux's renameat2: the two paths swap their names in one step.
+# flag of Linux's renameat2, which swaps two paths in one step
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
 
-# A larger file was not written by a command that writes a single JSON object.
+# no command writes a single JSON object that is larger than this
 MOST_BYTES_OF_JSON = 64 << 20
 
 
 class DestinationError(EvenfieldError):
-    """The place to write to is occupied, is one of the inputs, or cannot be written."""
+    """The output path is occupied, is one of the inputs, or cannot be written."""
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file that a command writes, and how an earlier one is known by its content."""
+    """A kind of file that a command writes, recognised by its content."""
 
     name: str
-    """For messages, such as "figures of `evenfield check phases`"."""
+    """Name for messages, such as "figures of `evenfield check phases`"."""
 
     is_one: Callable[[Path], bool]
-    """Whether a file is of this kind. It may raise OSError and ValueError for other files."""
+    """Whether a file is of this kind. It may raise OSError or ValueError for other files."""
 
     def is_at(self, path: Path) -> bool:
-        """Whether there is such a file."""
+        """Whether there is a file of this kind at `path`."""
         try:
             return path.is_file() and self.is_one(path)
         except (OSError, EOFError, ValueError, RecursionError, zlib.error):
-            # text that is no JSON, an archive that is none
+            # for example, a text that is not JSON, or a broken archive
             return False
 
 
 def json_kind(name: str, **values: str) -> FileKind:
-    """JSON objects in which these keys have these values."""
+    """A kind of JSON file: an object in which the given keys have the given values."""
 
     def is_one(path: Path) -> bool:
         if path.stat().st_size > MOST_BYTES_OF_JSON:
@@ -116,7 +120,7 @@ def json_kind(name: str, **values: str) -> FileKind:
 
 
 def png_kind(kind: str) -> FileKind:
-    """PNG files that `figures.style.figure_png` made with this `kind`."""
+    """A kind of PNG file: written by `figures.style.figure_png` with this `kind`."""
 
     def is_one(path: Path) -> bool:
         with path.open("rb") as file:
@@ -144,23 +148,21 @@ def check_destination(
     elsewhere: str = "choose another OUT",
     remedy: str | None = None,
 ) -> None:
-    """Refuse a file or folder that must not be written. Call it before any work.
+    """Raise DestinationError if `path` must not be written. Call this before any work.
 
     Args:
-        path: where the result goes. An absent path and an empty folder are free.
-        overwrite: the user allows that a result of evenfield at `path` is replaced; None for a
-            command without --overwrite, which replaces nothing.
-        kinds: values of `KINDS`. What is replaced must be one of them: a mistyped OUT of one
-            command must not delete the result of another. Empty for any kind.
-        file_kind: of a command that writes a file. Only an earlier file of the kind is replaced.
-            None for a command that writes a folder, which replaces no file.
+        path: the output path. It may be absent or an empty folder.
+        overwrite: whether the user allows replacing an earlier result of evenfield at `path`; None
+            for a command without --overwrite, which replaces nothing.
+        kinds: values of `KINDS` that may be replaced, so that a mistyped OUT of one command cannot
+            delete the result of another. Empty for any kind.
+        file_kind: kind of the file that the command writes; only an earlier file of this kind is
+            replaced. None for a command that writes a folder; it never replaces a file.
         inputs: files and folders that the command reads. They are refused even with `overwrite`.
-            Names that are not paths on this machine are ignored.
-        elsewhere: how the user names another place.
-        remedy: what to do about a place that can be replaced; by default `elsewhere`, or
-            --overwrite where the command has it.
-
-    Raises DestinationError.
+            Names that are not local paths are ignored.
+        elsewhere: remedy that tells the user how to choose another place.
+        remedy: remedy for a place that could be replaced; by default `elsewhere`, plus --overwrite
+            if the command has it.
     """
     path = Path(path)
     if remedy is None:
@@ -170,7 +172,7 @@ def check_destination(
     _refuse_circle(path, elsewhere)
     special = special_kind(path)
     if special is not None:
-        # other programs wait at its other end
+        # for example a named pipe, at whose other end another program waits
         raise DestinationError(f"is {special}", file=path, remedy=elsewhere)
     _check_is_no_input(path, inputs, elsewhere)
     _check_can_be_created(path, elsewhere)
@@ -200,9 +202,9 @@ def check_destination(
 
 
 def check_changeable(folder: Path | str) -> None:
-    """Refuse a folder that a command is to replace by a changed one. Call it before any work.
+    """Raise DestinationError if the user may not write next to a folder that is to be changed.
 
-    Raises DestinationError where the user may not write next to the folder.
+    A command that replaces a folder by a changed copy calls this before any work.
     """
     _check_can_be_created(Path(folder), "copy it to a folder of your own, and name that")
 
@@ -215,7 +217,10 @@ def _check_folder(
     elsewhere: str,
     remedy: str,
 ) -> None:
-    """Refuse a folder that holds something else than what may be replaced."""
+    """Raise DestinationError for a folder that may not be replaced.
+
+    found: its content for messages, from `contents`. Other arguments as in `check_destination`.
+    """
     if found is None:
         return
     found_kind = kind_of(path)
@@ -224,7 +229,7 @@ def _check_folder(
             f"holds {found}, which this command does not replace", file=path, remedy=elsewhere
         )
     if found_kind is None:
-        # also without --overwrite, which would not help
+        # the remedy does not mention --overwrite, because it would not help
         raise DestinationError(
             f"already exists and holds {found}, which evenfield did not write",
             file=path,
@@ -235,7 +240,7 @@ def _check_folder(
 
 
 def contents(path: Path) -> str | None:
-    """What is at `path`, for a message; None when it is absent or an empty folder."""
+    """Describe what is at `path` for a message; None if it is absent or an empty folder."""
     if path.is_dir():
         with file_errors(path):
             names = sorted(entry.name for entry in path.iterdir())
@@ -258,7 +263,7 @@ def contents(path: Path) -> str | None:
 
 
 def kind_of(folder: Path) -> str | None:
-    """What evenfield wrote into a folder, or None when nothing there is of evenfield."""
+    """The kind of a folder that evenfield wrote (a value of KINDS), or None."""
     for name, kind in KINDS.items():
         if _is_ours(folder / name):
             return kind
@@ -266,7 +271,7 @@ def kind_of(folder: Path) -> str | None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file or folder with a name of `KINDS` is there, and one that evenfield wrote."""
+    """Whether `path`, whose name is a key of KINDS, exists and was written by evenfield."""
     if path.name == "checkpoints":
         return any(True for pattern in CHECKPOINTS for _ in path.glob(pattern))
     if path.name not in MARKS:
@@ -283,18 +288,18 @@ def _is_ours(path: Path) -> bool:
 def replace_folder(
     path: Path | str, is_ours: Callable[[str], bool] | None = None
 ) -> Iterator[Path]:
-    """A new empty folder next to `path`, which takes its place when the block succeeds.
+    """Yield a new empty folder next to `path`, which replaces `path` if the block succeeds.
 
-    is_ours: which files are replaced, see `keep_files_of_others`; all of them without it, for a
-    caller that keeps the others itself.
+    is_ours: which files are replaced, see `keep_files_of_others`. Without it, all files are
+        replaced, and the caller is responsible for keeping the user's files.
 
-    At any moment, also when the process is killed, `path` holds the old folder or the new one as a
-    whole. On a file system that cannot swap two names, `path` is absent for an instant; the
-    old folder is then next to it, and the next call brings it back. When the block fails, the
-    old folder is left as it was. A link at `path` is followed: the user chose it.
+    At any time, even if the process is killed, `path` is either the complete old folder or the
+    complete new one. There is one exception: on a file system that cannot swap two names, `path` is
+    absent for a moment. If the process is killed then, the next call restores the old folder. If
+    the block fails, the old folder is not changed. A symbolic link at `path` is followed.
 
-    Raises LockedError when another process replaces the same folder, FileError on errors of the
-    operating system outside the block.
+    Raises LockedError if another process is replacing the same folder, and FileError for operating
+    system errors outside the block.
     """
     path = Path(path).resolve()
     lock = path.with_name(f".{path.name}.lock")
@@ -313,18 +318,19 @@ def replace_folder(
                 _sync(new)
                 _put_in_place(new, path)
         finally:
-            # On success this is the old folder. Its removal is not part of the result.
+            # on success, `new` is now the old folder; failing to remove it does no harm
             shutil.rmtree(new, ignore_errors=True)
 
 
 def keep_files_of_others(old: Path, new: Path, is_ours: Callable[[str], bool]) -> None:
-    """Take along what a user has put into a folder that is replaced.
+    """Copy the user's files from the folder `old`, which is being replaced, to the folder `new`.
 
-    is_ours: whether a file or folder is one that evenfield wrote, and which goes; by its path
-    inside the folder, such as `pictures/parity.png`. A folder that goes takes its content along.
+    is_ours: whether evenfield wrote a file or folder, given its path inside `old`, such as
+        `pictures/parity.png`. Such entries are not copied, and neither is the content of such
+        folders.
 
-    Files are linked, not copied, where the file system can do that. Symbolic links stay links.
-    Where the new folder has a file of the same name, the user's is kept as NAME.kept.
+    Files are hard-linked instead of copied if the file system supports it. Symbolic links stay
+    links. If `new` already has a file of the same name, the user's file is kept as NAME.kept.
     """
     if old.is_dir():
         _keep(old, new, "", is_ours)
@@ -333,11 +339,11 @@ def keep_files_of_others(old: Path, new: Path, is_ours: Callable[[str], bool]) -
 def _keep(old: Path, new: Path, inside: str, is_ours: Callable[[str], bool]) -> None:
     entries = sorted(old.iterdir())
     kept = [entry for entry in entries if not is_ours(f"{inside}{entry.name}")]
-    # an empty folder is a user's too
+    # the user's empty folders are kept too
     if (kept or not entries) and not new.exists():
         new.mkdir()
         shutil.copystat(old, new)
-    # first those that keep their names, which the others must not take
+    # entries that keep their names come first, so that renamed ones cannot take these names
     kept.sort(key=lambda entry: os.path.lexists(new / entry.name))
     for source in kept:
         target = new / source.name
@@ -348,7 +354,7 @@ def _keep(old: Path, new: Path, inside: str, is_ours: Callable[[str], bool]) -> 
 
 
 def _free_name(path: Path) -> Path:
-    """The path, or with an ending where something is there."""
+    """The path itself if it is free, otherwise the first free name with the ending `.kept`."""
     found = path
     number = 1
     while os.path.lexists(found):
@@ -358,7 +364,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _link_or_copy(source: Path | str, target: Path | str) -> None:
-    """Give a file another name; a copy where the file system has no second names."""
+    """Hard-link a file, or copy it if the file system has no hard links."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
@@ -366,11 +372,11 @@ def _link_or_copy(source: Path | str, target: Path | str) -> None:
 
 
 def _refuse_circle(path: Path, elsewhere: str) -> None:
-    """Raise DestinationError for a symbolic link that leads to itself."""
+    """Raise DestinationError for a symbolic link that leads back to itself."""
     try:
         path.resolve()
     except (OSError, RuntimeError) as error:
-        # before Python 3.13 a circle of links is a RuntimeError
+        # before Python 3.13, a loop of links raises RuntimeError
         raise DestinationError(
             "is a link that leads back to itself", file=path, remedy=elsewhere
         ) from error
@@ -381,7 +387,7 @@ def _check_is_no_input(path: Path, inputs: Iterable[Path | str], elsewhere: str)
     for name in inputs:
         source = local_path(name)
         if not source.exists():
-            # a name on a hub, or an address
+            # a name on a hub or an address
             continue
         source = source.resolve()
         if place == source or place in source.parents:
@@ -391,7 +397,7 @@ def _check_is_no_input(path: Path, inputs: Iterable[Path | str], elsewhere: str)
 
 
 def _check_can_be_created(path: Path, elsewhere: str) -> None:
-    """The nearest folder above `path` that exists must take new files."""
+    """Raise DestinationError unless the nearest existing folder above `path` is writable."""
     above = path.resolve().parent
     while not above.exists():
         above = above.parent
@@ -409,7 +415,7 @@ def _check_can_be_created(path: Path, elsewhere: str) -> None:
 
 
 def _recover(path: Path) -> None:
-    """Tidy up after a process that was killed; the lock says that no other is at work."""
+    """Clean up after a killed process. The caller holds the lock, so no other is at work."""
     if not path.exists():
         for old in path.parent.glob(f".{path.name}.*.old"):
             old.rename(path)
@@ -420,9 +426,9 @@ def _recover(path: Path) -> None:
 
 
 def _put_in_place(new: Path, path: Path) -> None:
-    """Give the folder `new` the name `path`; afterwards `new` holds what `path` held, if any."""
+    """Move the folder `new` to `path`; afterwards `new` is the old folder, if there was one."""
     if contents(path) is None:
-        # Linux renames a folder onto an empty one.
+        # on Linux, a folder can be renamed onto an empty folder
         new.rename(path)
         _sync(path.parent)
         return
@@ -436,7 +442,7 @@ def _put_in_place(new: Path, path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step; False where the system or the file system cannot do it."""
+    """Swap two paths in one step; returns False if the system or file system cannot do it."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -452,7 +458,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Ask the disk to keep the names in a folder; some file systems cannot, and need not."""
+    """Flush the entries of a folder to disk; file systems that cannot do this are ignored."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The classes of errors and warnings that are meant for a user, and what each must say."""
+"""Base classes of errors and warnings for users."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .addresses import without_secrets
 
 
 class EvenfieldError(Exception):
-    """A mistake that a user can correct: what is wrong, where, and what to do about it.
+    """A mistake that the user can correct: what is wrong, where, and what to do about it.
 
-    Every error meant for a user derives from this class. The command line prints it as one line
-    and exits with 1. Any other exception is a bug of evenfield, and keeps its traceback.
+    Every error for users derives from this class. The command line prints it as one line and exits
+    with code 1. Any other exception is a bug in evenfield and is printed with its traceback.
 
-    The text reads `FILE: record RECORD MESSAGE: REMEDY`, with the parts that are known. Passwords
-    and signatures in addresses are left out: messages end up in logs and in reports of bugs.
+    The text reads `FILE: record RECORD MESSAGE: REMEDY`, without the parts that are None. Passwords
+    and signatures in addresses are removed, because messages end up in logs and bug reports.
 
     >>> print(EvenfieldError("has no cell", remedy="set pbc=false", file="mine.xyz", record=3))
     mine.xyz: record 3 has no cell: set pbc=false
@@ -28,7 +28,13 @@ class EvenfieldError(Exception):
         file: Path | str | None = None,
         record: int | str | None = None,
     ) -> None:
-        """`message` holds the offending value; `remedy` names only what exists for this command."""
+        """Describe a mistake.
+
+        message: what is wrong, with the offending value.
+        remedy: what to do about it; it names only options that the failing command has.
+        file: file, folder or address that the error is about.
+        record: index or id of the record in the file.
+        """
         message = without_secrets(message)
         super().__init__(message)
         self.message = message
@@ -38,7 +44,7 @@ class EvenfieldError(Exception):
 
     @property
     def reason(self) -> str:
-        """The text without the place: `MESSAGE: REMEDY`."""
+        """The text without file and record: `MESSAGE: REMEDY`."""
         if self.remedy is None:
             return self.message
         return f"{self.message}: {self.remedy}"
@@ -52,19 +58,19 @@ class EvenfieldError(Exception):
         return text
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Errors cross process boundaries: worker pools pickle them."""
+        """Make errors picklable, because worker pools send them between processes."""
         return _rebuild, (type(self), dict(self.__dict__), self.args)
 
 
 class EvenfieldWarning(UserWarning):
-    """Something that a user should know, and that stops nothing.
+    """Something that the user should know, but that does not stop the command.
 
-    Every warning meant for a user is of this class. The command line prints it as one line.
+    Every warning for users has this class. The command line prints it as one line.
     """
 
 
 class MissingPackageError(EvenfieldError):
-    """An optional package that the call needs is not installed."""
+    """An optional package is needed but not installed."""
 
     def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
         super().__init__(
@@ -76,7 +82,7 @@ class MissingPackageError(EvenfieldError):
 def _rebuild(
     kind: type[EvenfieldError], attributes: dict[str, object], arguments: tuple[object, ...]
 ) -> EvenfieldError:
-    """An error of a subclass, whatever its constructor takes."""
+    """Recreate a pickled error without calling its constructor, whose arguments may differ."""
     error = kind.__new__(kind)
     error.args = arguments
     error.__dict__.update(attributes)

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all; errors of the operating system become errors for users."""
+"""Write files completely or not at all, and turn operating system errors into errors for users."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .errors import EvenfieldError
 
 
 class FileError(EvenfieldError):
-    """A file that cannot be read or written, with the operating system's reason."""
+    """A file cannot be read or written; the message has the operating system's reason."""
 
 
-# What a disk can answer in any line that writes, which is no bug, and what helps.
+# remedies for disk errors, which can occur in any write and are not bugs
 MAKE_ROOM = "make room on the disk, and start the command again"
 OTHER_DISK = "write to another disk"
 DISK_REMEDIES = {
@@ -40,25 +40,26 @@ NAME_A_FILE = "save its content as a file, and name that"
 
 
 def special_kind(path: Path | str) -> str | None:
-    """What a path leads to if that is neither a file nor a folder, nor absent; else None.
+    """The kind of a special file (pipe, socket, device) at `path`; None for anything else.
 
-    To open a named pipe waits for another program, which may never come, and a device may have no
-    end.
+    Such files must not be opened: a named pipe waits for another program, possibly forever, and a
+    device may never end.
     """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except (OSError, ValueError):
-        # also for names that no system can have, such as addresses
+        # also raised for names that cannot be paths, such as some addresses
         return None
     return SPECIAL_KINDS.get(stat.S_IFMT(mode))
 
 
 @contextmanager
 def file_errors(path: Path | str, remedy: str | None = None) -> Iterator[None]:
-    """Turn an OSError inside the block into a FileError about `path`, or the error's own file.
+    """Turn an OSError inside the block into a FileError about the error's file, or else `path`.
 
-    Wrap it around every read and write of a path that a user chose. A named pipe, a socket or a
-    device is refused before the block. A full or broken disk has a remedy of its own.
+    Use it around every read and write of a path that the user chose. It raises FileError before the
+    block for a named pipe, a socket or a device. For a full or broken disk, the remedy in
+    DISK_REMEDIES replaces `remedy`.
     """
     special = special_kind(path)
     if special is not None:
@@ -73,34 +74,34 @@ def file_errors(path: Path | str, remedy: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """The path of a temporary file in the same folder, which takes the name `path` on success.
+    """Yield the path of a temporary file in the same folder, and rename it to `path` on success.
 
-    The block creates the temporary file. It may use any library that takes a path. Readers see
-    the old file or the new one, never a part of either. When the block fails, the old file is
-    still there and the temporary file is removed.
+    The block must create the temporary file, with any library that accepts a path. Readers see
+    either the old file or the complete new one. If the block fails, the old file is unchanged and
+    the temporary file is removed.
 
-    A symbolic link at `path` is replaced. The file that it points to is left alone.
+    A symbolic link at `path` is replaced; its target is not changed.
     """
-    # A process id would not be unique: two threads may write the same file, and so may two
-    # machines on one network file system.
+    # a random name, because a process id is not unique: two threads may write the same file, and so
+    # may two machines on a network file system
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
 
-        # Without this, a crash of the machine could leave an empty file under the final name.
+        # without fsync, a crash of the machine could leave an empty file under the final name
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        # it is still there only if something failed
+        # the temporary file still exists only if something failed
         temporary.unlink(missing_ok=True)
 
 
 def copy_folder(source: Path, target: Path) -> None:
     """Copy all files below `source` to `target`, which may exist.
 
-    Raises FileError at the first that cannot be copied; `shutil.copytree` would go on, and raise a
-    list of everything that a full disk has refused.
+    Raises FileError for the first file that cannot be copied. `shutil.copytree` would continue on a
+    full disk and then report every single file.
     """
     for path in sorted(source.rglob("*")):
         copy = target / path.relative_to(source)
@@ -113,13 +114,13 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, read piece by piece."""
+    """SHA-256 of a file's content, which is read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a whole file or none, in the way of `whole_file`."""
+    """Write a file completely or not at all, as described in `whole_file`."""
     content = data.encode() if isinstance(data, str) else data
 
     with whole_file(path) as temporary, temporary.open("xb") as file:
@@ -127,9 +128,9 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def write_together(files: Mapping[Path, bytes | str]) -> None:
-    """Write files that belong together: all of them, or none where a disk is full.
+    """Write files that belong together: either all of them, or none if the disk is full.
 
-    Only a crash between two renames can separate them.
+    Only a crash between two renames can leave some of them old. Raises FileError.
     """
     with ExitStack() as stack:
         for path, data in files.items():
@@ -137,6 +138,6 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
             content = data.encode() if isinstance(data, str) else data
             with file_errors(path), temporary.open("xb") as file:
                 file.write(content)
-                # a full disk may show only here, and must do so before the first rename
+                # a full disk may show only at fsync, which must come before the first rename
                 file.flush()
                 os.fsync(file.fileno())

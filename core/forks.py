@@ -1,8 +1,8 @@
-"""Forked processes: torch computes in one thread there.
+"""Make torch single-threaded in forked processes.
 
-A fork copies the memory of a process, but only one of its threads. Once torch has computed in
-parallel, a child waits forever for threads that it does not have. PyTorch's own loaders of data do
-the same in their workers.
+A fork copies the memory of a process, but only one of its threads. If torch has computed in
+parallel before, a child would wait forever for threads that it does not have. PyTorch's data
+loaders also limit their workers to one thread.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 @cache
 def survive_forks() -> None:
-    """From now on every forked child of this process computes in one thread; spawned ones do not.
+    """Make every forked child of this process use one torch thread from now on.
 
-    Calling it again does nothing.
+    Spawned children are not affected. Further calls do nothing.
     """
     # Windows cannot fork
     if hasattr(os, "register_at_fork"):

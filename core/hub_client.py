@@ -1,6 +1,7 @@
-"""Patience with the Hugging Face hub: its client tries a silent server for minutes.
+"""A limit on how long the Hugging Face client waits for a silent hub.
 
-The client has limits for single requests, which differ, and repeats them up to six times.
+The client has various time limits for single requests, and repeats requests up to six times. With a
+silent server, this takes minutes.
 """
 
 from __future__ import annotations
@@ -16,38 +17,38 @@ from typing import Any
 from .storage import SILENCE
 
 
-# After a silence of so many times the limit of one request no further one is made: a server gets
-# two of them.
+# No further request is made after a silence of this many times the limit of one request. So a
+# server gets two requests.
 MOST_SILENCE = 1.5
-# what tells of each failed try, and of what the server wants to say
+# logger that reports each failed attempt, and messages from the server
 LOGGER = "huggingface_hub.utils._http"
 PHASES = ("connect", "read", "write", "pool")
 
 
 @dataclass
 class Patience:
-    """How it ended."""
+    """The outcome of a block under `limited_patience`."""
 
     silence: str | None = None
-    """What to tell about a hub that was given up, whatever libraries made of the error."""
+    """The reason if the hub was given up, whatever error the libraries raised; None otherwise."""
 
 
 @contextmanager
 def limited_patience(seconds: float = SILENCE) -> Iterator[Patience]:
-    """Bound how long the client waits inside the block, for one answer and in all.
+    """Limit how long the Hugging Face client waits inside the block, per request and in total.
 
-    seconds: without a byte, for one request. Limits that a user set in HF_HUB_DOWNLOAD_TIMEOUT or
-    HF_HUB_ETAG_TIMEOUT count if they are longer.
+    seconds: time without a byte from the server, for one request. If the user has set a longer
+        limit in HF_HUB_DOWNLOAD_TIMEOUT or HF_HUB_ETAG_TIMEOUT, it is used instead.
 
-    Each answer gives new patience, so that large files may take as long as they need. The client
-    logs no tries: if none succeeds, an error says so once.
+    The total limit starts again with each answer, so large files may take as long as they need.
+    Failed attempts are not logged; if none succeeds, a single error is raised.
     """
     # slow to import, and most models and data are local
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     class SilentHubError(OfflineModeIsEnabled):
-        """The client treats it as a hub that is switched off: no further try, and the cache."""
+        """Makes the client behave as if it were offline: it stops trying and uses the cache."""
 
     longest = max(seconds, constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT)
     patience = Patience()
@@ -71,7 +72,7 @@ def limited_patience(seconds: float = SILENCE) -> Iterator[Patience]:
         nonlocal waiting_since
         waiting_since = None
 
-    # the lists are changed in place: other threads may have their own functions in them
+    # the lists are changed in place, because other threads may have added their own functions
     hooks = get_session().event_hooks
     hooks["request"].append(before)
     hooks["response"].append(after)
@@ -85,9 +86,9 @@ def limited_patience(seconds: float = SILENCE) -> Iterator[Patience]:
 
 @contextmanager
 def _quiet_retries() -> Iterator[None]:
-    """Drop the client's warnings about failed tries inside the block, in this thread alone.
+    """Drop the client's warnings about failed attempts inside the block, only in this thread.
 
-    Log levels belong to the whole process, and therefore to the caller.
+    A filter is used, because a log level would apply to the whole process.
     """
     own_thread = threading.get_ident()
 

@@ -1,7 +1,7 @@
-"""The registry of labels: what a structure can be labelled with and a model can predict.
+"""The registry of labels: quantities that a structure can have and that a model can predict.
 
-Schema, Arrow columns, batches, loss, noise, metrics, evaluation and cards iterate over `LABELS`.
-A new output is one entry here and a readout that predicts it (docs/extending.md).
+The schema, Arrow columns, batches, loss, noise, metrics, evaluation and cards iterate over
+`LABELS`. To add an output, add an entry here and a readout that predicts it (docs/extending.md).
 
 ==========  =========  =====  ==========  ==================================================
 label       unit       rank   belongs to  meaning
@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Label:
-    """One quantity: what it is, how it transforms, how it is stored, compared and weighted."""
+    """One quantity, and how it transforms and is stored, compared and weighted."""
 
     name: str
     meaning: str
@@ -38,40 +38,40 @@ class Label:
     rank: int
     """0 scalar, 1 vector, 2 tensor: the label has `rank` trailing dimensions of length 3."""
     parity: Literal[1, -1]
-    """Sign that an inversion of space gives it."""
+    """Sign that the label gets under inversion of space."""
     extensive: bool
-    """It grows with the number of atoms, so its errors are per atom."""
+    """The label grows with the number of atoms, so errors are per atom."""
     periodic_only: bool
-    """It has a meaning only where all three directions are periodic."""
+    """The label has a meaning only if all three directions are periodic."""
     symmetric: bool
-    """A tensor of rank 2 that equals its transpose."""
+    """The label is a tensor of rank 2 that equals its transpose."""
     unit_factors: Mapping[str, float]
-    """Units that a source may state, as factors to `unit`."""
+    """Units that a source may state -> factor to convert to `unit`."""
     largest: float
-    """Beyond this magnitude (per atom if extensive) a record is refused: its unit must be wrong."""
+    """Larger magnitudes (per atom if extensive) are refused, because their unit must be wrong."""
     storage: Literal["float32", "float64"]
-    """Type of its Parquet column."""
+    """Type of the Parquet column."""
     exact: bool
-    """Kept in float64 in batches, whatever the precision of the model."""
+    """The label stays float64 in batches, whatever the precision of the model."""
     default_weight: float
-    """Weight of its term in the loss, per unit of its error."""
+    """Default weight of the label's term in the loss, per unit of its error."""
     huber_width: float
-    """Where an error stops counting squared and counts linearly, in units of its error."""
+    """Error at which the Huber loss changes from quadratic to linear, in `error_unit`."""
     least_noise: float
-    """Lower bound of a learned noise, in units of its error."""
+    """Lower bound of a learned noise, in `error_unit`."""
     error_key: str
-    """Name of its mean absolute error in evaluation.json and metrics.jsonl."""
+    """Key of the mean absolute error in evaluation.json and metrics.jsonl."""
     title: str
-    """How it is called in tables and pictures."""
+    """Name of the label in tables and pictures."""
     display_unit: str
     display_scale: float
-    """Errors are shown in `display_unit`, which is `display_scale` times the error's unit."""
+    """Errors are multiplied by this factor and shown in `display_unit`."""
     same_relative: float = 1e-3
     same_absolute: float = 1e-3
-    """Two columns that state the label may differ by this much, relative and in units of its error:
-    by rounding, but by no unit and no other level of theory."""
+    """Tolerances, relative and in `error_unit`, within which two columns count as the same label.
+    They allow for rounding, but not for another unit or level of theory."""
     times_volume: Mapping[str, float] = field(default_factory=dict)
-    """Units of the label times the volume of the cell, as factors to `unit` times A^3."""
+    """Units of the label times the cell volume -> factor to convert to `unit` times A^3."""
 
     @property
     def error_unit(self) -> str:
@@ -80,21 +80,21 @@ class Label:
 
     @property
     def known_units(self) -> tuple[str, ...]:
-        """Everything that a source may state as unit, the pipeline's own first."""
+        """All units that a source may state, the pipeline's own first."""
         return (*self.unit_factors, *self.times_volume)
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
-        """Trailing shape of one value: (), (3,) or (3, 3)."""
+        """Shape of a single value: (), (3,) or (3, 3)."""
         return (3,) * self.rank
 
     def sizes(self, num_atoms: int) -> tuple[int, ...]:
-        """How many numbers may state the label; a symmetric tensor may be Voigt's six."""
+        """Allowed counts of numbers in a source; a symmetric tensor may have six (Voigt form)."""
         full = math.prod(self.shape(num_atoms))
         return (6, full) if self.symmetric else (full,)
 
     def shape(self, num_atoms: int) -> tuple[int, ...]:
-        """Shape of the label of a structure of `num_atoms` atoms."""
+        """Shape of the label for a structure with `num_atoms` atoms."""
         leading = (num_atoms,) if self.per == "atom" else ()
         return leading + self.tensor_shape
 
@@ -137,7 +137,7 @@ LABELS: dict[str, Label] = {
             periodic_only=False,
             symmetric=False,
             unit_factors=FORCES,
-            # two nuclei at 0.3 A repel each other with less in a converged calculation
+            # in a converged calculation, two nuclei at 0.3 A repel each other with less
             largest=1e4,
             storage="float32",
             exact=False,
@@ -181,7 +181,7 @@ LABELS: dict[str, Label] = {
 
 
 def present(labels: Mapping[str, Value | None]) -> dict[str, Value]:
-    """The labels of a mapping that are not None, in the registry's order."""
+    """The labels that are not None, in the registry's order."""
     unknown = sorted(set(labels) - set(LABELS))
     assert not unknown, f"not in the registry of labels: {unknown}"
     found = {}
@@ -193,5 +193,5 @@ def present(labels: Mapping[str, Value | None]) -> dict[str, Value]:
 
 
 def unit_factor(name: str, unit: str) -> float:
-    """Factor that takes a label from `unit`, one of the registry's, to the pipeline's unit."""
+    """Factor that converts a label from `unit` (a key of `unit_factors`) to the pipeline's unit."""
     return LABELS[name].unit_factors[unit]

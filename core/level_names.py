@@ -1,8 +1,8 @@
-"""Names of levels of theory: which of them are the same name, spelt in two ways.
+"""Detect different spellings of the same level of theory.
 
     plain_name("MP PBE") == plain_name("mp_pbe ") == "mppbe"
 
-Each name has a head and a zero of energy of its own. Two spellings of one name would silently
+Each name gets its own head and its own zero of energy. Two spellings of one name would silently
 divide the data between two heads.
 """
 
@@ -15,26 +15,29 @@ from collections.abc import Callable, Iterable
 from .errors import EvenfieldError
 
 
-# what people put between the parts of a name, or leave out
+# characters between the parts of a name, besides blanks
 SEPARATORS = "_-"
 
 
 def plain_name(name: str) -> str:
-    """A name without what two spellings of it may differ in: case, blanks, forms of Unicode."""
+    """A name without case, blanks, separators, invisible characters and Unicode variants.
+
+    Two spellings of the same name have the same plain name.
+    """
     folded = unicodedata.normalize("NFKC", name).casefold()
-    # a letter and its accent may come apart again when the case is folded
+    # case folding can separate letters from their accents, so normalise again
     letters = unicodedata.normalize("NFKC", folded)
     return "".join(letter for letter in letters if _counts(letter))
 
 
 def _counts(letter: str) -> bool:
-    # blanks of all kinds, and marks that nobody can see
+    # blanks and invisible characters do not count
     is_blank = letter.isspace() or unicodedata.category(letter) in ("Cf", "Cc")
     return not is_blank and letter not in SEPARATORS
 
 
 def spelt_alike(name: str, others: Iterable[str]) -> str | None:
-    """The first of the other names that is another spelling of this one, or None."""
+    """The first of `others` that is another spelling of `name`, or None."""
     plain = plain_name(name)
     for other in others:
         if other != name and plain_name(other) == plain:
@@ -43,7 +46,7 @@ def spelt_alike(name: str, others: Iterable[str]) -> str | None:
 
 
 def two_spellings(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two of some names that are one name in two spellings, or None."""
+    """The first two of the names that are spellings of the same name, or None."""
     seen: dict[str, str] = {}
     for name in names:
         earlier = seen.setdefault(plain_name(name), name)
@@ -55,7 +58,10 @@ def two_spellings(names: Iterable[str]) -> tuple[str, str] | None:
 def refuse_two_spellings(
     names: Iterable[str], kind: type[EvenfieldError], *, file: str | None, remedy: str
 ) -> None:
-    """Raise an error of this kind where two of the names are one name in two spellings."""
+    """Raise an error of class `kind` if two of the names are spellings of the same name.
+
+    file, remedy: parts of the error.
+    """
     found = two_spellings(names)
     if found is not None:
         first, second = found
@@ -76,10 +82,11 @@ def refuse_other_spelling(
     file: str | None,
     remedy: Callable[[str], str],
 ) -> None:
-    """Raise an error of this kind for a name that is new and another spelling of a known one.
+    """Raise an error of class `kind` for a new name that is another spelling of a known one.
 
-    owner: what has the known names, such as "the model".
-    remedy: what to do about it, by the known name.
+    owner: what the known names belong to, such as "the model".
+    file: part of the error.
+    remedy: returns the remedy, given the known name.
     """
     known = list(known)
     for name in names:
@@ -94,7 +101,7 @@ def refuse_other_spelling(
 
 
 def likely_meant(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant: another spelling, or one with few other letters."""
+    """The known name that was probably meant: another spelling or a similar name, or None."""
     known = list(known)
     alike = spelt_alike(name, known)
     if alike is not None:

@@ -1,4 +1,4 @@
-"""A lock file: one process at a time writes into a folder or a file."""
+"""A lock file, which ensures that only one process at a time writes to a folder or file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class LockedError(EvenfieldError):
 
 @contextmanager
 def held(lock: Path, refusal: LockedError) -> Iterator[None]:
-    """Hold `lock`, a file that is created together with its folder and removed at the end.
+    """Hold the lock file `lock` during the block.
 
-    Raises `refusal` when another process holds it, FileError when `lock` is a symbolic link or
-    cannot be created. On a file system without locks nothing is locked and nothing is refused.
+    The file and its folder are created if needed, and the file is removed at the end. Raises
+    `refusal` if another process holds the lock, and FileError if `lock` is a symbolic link or
+    cannot be created. On a file system without locks, the block runs unprotected.
     """
     with file_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -36,11 +37,11 @@ def held(lock: Path, refusal: LockedError) -> Iterator[None]:
 
 
 def _locked(lock: Path, refusal: LockedError) -> BinaryIO:
-    """The open and locked file."""
+    """Open and lock the file. Raises `refusal` if it is locked already, and FileError."""
     while True:
         remedy = "remove it, it is a link" if lock.is_symlink() else None
         with file_errors(lock, remedy=remedy):
-            # A link would create or lock a file in a folder that the user did not name.
+            # following a link could create or lock a file in a folder that the user did not name
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         file = os.fdopen(descriptor, "r+b")
 
@@ -50,11 +51,11 @@ def _locked(lock: Path, refusal: LockedError) -> BinaryIO:
             file.close()
             raise refusal from None
         except OSError:
-            # some network file systems have no locks: better unprotected than unusable
+            # some network file systems have no locks; it is better to run without protection
             return file
 
-        # The last holder removes the file. If it did so between the two calls above, this lock is
-        # on a file that has no name any more, and another process could lock a new one.
+        # The previous holder removes the file. If that happened between the two calls above, this
+        # lock is on a deleted file, and another process could lock a new one. Then try again.
         if _is_at(lock, file):
             return file
         file.close()

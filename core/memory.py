@@ -1,11 +1,11 @@
-"""A limit on the memory that a library may take while it reads somebody else's file.
+"""Limit the memory that a library may allocate while it reads an untrusted file.
 
-Formats state how large an array is, and libraries believe them: a JSON file of 150 bytes can ask
-for a gigabyte. The limit follows from the size of the file, and acts on every reader alike.
+Many formats state the size of an array, and libraries trust it: a JSON file of 150 bytes can ask
+for a gigabyte. The limit depends on the size of the file, and applies to every reader alike.
 
-The system limits a process and not a thread. A program that reads files in one thread and computes
-in another must not see its own work fail, so there is no limit while it has other threads. A
-process of its own for each reading would cost more than the reading of most files.
+The operating system limits a process, not a thread. If a program reads files in one thread and
+computes in another, the limit could make the computation fail. So there is no limit while other
+threads are running. A separate process for each file would take longer than reading most files.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from typing import TypeVar
 try:
     import resource
 except ImportError:
-    # Windows has no such limit
+    # Windows does not have this module
     resource = None  # type: ignore[assignment]
 
 
 Item = TypeVar("Item")
 
-# Text of a structure becomes some ten times as large in Python's objects, and compressed text
-# another ten times. Beyond this, plus some for small files, a file was made to fill the memory.
+# The text of a structure grows about tenfold in Python objects, and compressed text tenfold again.
+# A file that needs more than MOST_PER_BYTE times its size, plus an allowance (bytes) for small
+# files, was made to fill the memory.
 MOST_PER_BYTE = 200
 ALLOWANCE = 256 << 20
-# a measurement takes longer than reading a small frame
+# memory use is measured only this often, because it takes longer than reading a small frame
 SECONDS_BETWEEN_MEASUREMENTS = 0.05
 STATE = Path("/proc/self/statm")
 
@@ -46,22 +47,22 @@ _before = (0, 0)
 
 @contextmanager
 def memory_for_file(num_bytes: int) -> Iterator[None]:
-    """Let the process take so much more memory as a file of `num_bytes` may need.
+    """Limit the additional memory of the block to what a file of `num_bytes` may need.
 
-    What asks for more gets a MemoryError. The limit counts address space of the whole process, so
-    the block must only read. The block runs without a limit on systems that have none, and while
-    other threads work that are not daemons: the limit would hit them too. Daemons, which draw
-    progress bars, are under it. So are threads of a pool that have nothing to do: torch keeps some
-    for ever once it has compiled a network.
+    Larger allocations raise MemoryError. The limit applies to the address space of the whole
+    process, so the block should do nothing but read. There is no limit on systems that do not
+    support it, or while non-daemon threads are running, which it would affect too. Daemon threads,
+    such as those of progress bars, are ignored. Idle threads of a pool are ignored as well: torch
+    keeps some forever once it has compiled a network.
     """
     with _limited(_used(), num_bytes):
         yield
 
 
 def items_within_memory(items: Iterator[Item], num_bytes: int) -> Iterator[Item]:
-    """Items that are read from a file of `num_bytes`, each within the limit; see `memory_for_file`.
+    """Yield items that are read from a file of `num_bytes`, each under `memory_for_file`.
 
-    What the caller does between two items is not limited, and what it keeps does not count.
+    The caller's work between two items is not limited, and the memory that it keeps does not count.
     """
     used = None
     measured = 0.0
@@ -79,7 +80,7 @@ def items_within_memory(items: Iterator[Item], num_bytes: int) -> Iterator[Item]
 
 
 def _used() -> int | None:
-    """Bytes of address space of this process; None where the system does not tell."""
+    """Address space used by this process in bytes; None if the system does not report it."""
     if resource is None:
         return None
     try:
@@ -89,26 +90,26 @@ def _used() -> int | None:
 
 
 def _others_run() -> bool:
-    """Whether this process has other threads than the current one, daemons and idle ones."""
+    """Whether other threads are at work, not counting daemons and idle threads of a pool."""
     if threading.active_count() == 1:
         return False
     current = threading.current_thread()
     others = [one for one in threading.enumerate() if one is not current and not one.daemon]
     if not others:
         return False
-    # What every thread is running, by its number. A thread that is just starting is not listed.
+    # thread id -> its innermost frame; a thread that is just starting is not listed
     frames = sys._current_frames()
     return not all(_is_idle(frames.get(one.ident or 0)) for one in others)
 
 
 def _is_idle(frame: FrameType | None) -> bool:
-    """Whether a thread of an executor waits for work: then its own loop is its innermost frame.
+    """Whether a pool thread is waiting for work: its innermost frame is then the worker loop.
 
-    Only a thread that works could give it some, and that thread would be counted itself.
+    It can get work only from a thread that is running, and that thread is counted itself.
     """
     if frame is None or frame.f_code is not thread_pools._worker.__code__:
         return False
-    # work that the current thread has just given, and that has not been taken up or begun yet
+    # the current thread may just have submitted work that has not been started yet
     known = frame.f_locals
     work_queue = known.get("work_queue")
     return known.get("work_item") is None and work_queue is not None and work_queue.empty()
@@ -134,7 +135,7 @@ def _begin(limit: int) -> None:
             soft, hard = _before
             if soft == resource.RLIM_INFINITY or limit < soft:
                 _set(limit, hard)
-        # another thread that reads has set a limit already; one limit serves both
+        # if another reading thread has already set a limit, it serves both
         _num_inside += 1
 
 
@@ -153,7 +154,7 @@ def _set(soft: int, hard: int) -> None:
 
 
 def _lift_in_child() -> None:
-    """A process that another thread forked in the middle has no limit, and no thread inside."""
+    """Remove the limit in a process that another thread forked while a file was being read."""
     global _num_inside
     if _num_inside:
         _num_inside = 0

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants to see them: few digits, and a dash where one is missing."""
+"""Format numbers for readers: with few digits, and a dash for a missing one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def short_number(value: float) -> str:
     ['0.0123', '1.23', '12.3k', '4.56M', '1.2e-05']
     """
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        # 999.5 and more would round to four digits
+        # numbers from 999.5 on would round to four digits
         if abs(value) >= 0.9995 * factor:
             return f"{value / factor:.3g}{letter}"
     if float(value).is_integer():
@@ -27,9 +27,9 @@ def short_number(value: float) -> str:
 
 
 def table_cell(value: float | None, factor: float = 1.0) -> str:
-    """`value` times `factor` with three digits, and a dash where it is missing or not finite.
+    """`value` times `factor` with three digits, or a dash if it is missing or not finite.
 
-    Unlike `short_number` it keeps trailing zeros, so that the digits of a column line up.
+    Unlike `short_number`, this keeps trailing zeros, so that the digits in a column line up.
     """
     if value is None or not isfinite(value):
         return "-"
@@ -40,7 +40,7 @@ def table_cell(value: float | None, factor: float = 1.0) -> str:
 
 
 def interval_cell(interval: tuple[float, float] | None, factor: float = 1.0) -> str:
-    """Lower and upper bound of a figure, each as `table_cell` writes it; a dash without any."""
+    """Lower and upper bound, each formatted by `table_cell`; a dash if there are none."""
     if interval is None:
         return "-"
     low, high = interval
@@ -48,5 +48,5 @@ def interval_cell(interval: tuple[float, float] | None, factor: float = 1.0) -> 
 
 
 def written_unit(unit: str) -> str:
-    """A unit of the code, such as eV/A^3, with the signs that pictures and pages can show."""
+    """A unit such as eV/A^3, written with an Angstrom sign and superscripts for display."""
     return unit.replace("/A^3", f"/{ANGSTROM}\u00b3").replace("/A", f"/{ANGSTROM}")

@@ -1,4 +1,4 @@
-"""How a process finds its device and the other ranks: under python, torchrun, deepspeed or srun."""
+"""Find the device of a process and the other ranks, under python, torchrun, deepspeed or srun."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from .errors import EvenfieldError
 from .freed_memory import keep_freed_memory
 
 
-# DeepSpeed changes defaults from one release to the next.
+# range of tested DeepSpeed versions; defaults change from one release to the next
 FIRST_TESTED = (0, 19, 8)
 FIRST_UNTESTED = (0, 20)
 
 
 def local_device() -> torch.device:
-    """This rank's GPU, or the CPU."""
+    """The GPU of this rank, or the CPU if there is no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    # a launcher may show each rank only its own GPU
+    # modulo, because a launcher may make only one GPU visible to each rank
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def start_distributed() -> Any:
-    """Import DeepSpeed and join the process group; a plain `python` is a world of one.
+    """Import DeepSpeed, join the process group, and return the deepspeed module.
 
     torchrun and deepspeed set RANK, WORLD_SIZE and so on. srun sets SLURM_*, and the batch script
-    MASTER_ADDR. Returns the deepspeed module.
+    must set MASTER_ADDR. Plain `python` gives a group with a single rank. Raises EvenfieldError for
+    an untested DeepSpeed version.
     """
     check_version(importlib.metadata.version("deepspeed"))
     keep_freed_memory()
@@ -42,17 +43,17 @@ def start_distributed() -> Any:
     import deepspeed
 
     deepspeed.logger.setLevel("WARNING")
-    # an extension for inference on CPUs, which DeepSpeed would compile now
+    # skip an extension for CPU inference, which DeepSpeed would compile at this point
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
     if not dist.is_initialized():
-        # counts of labels are summed on the CPU, also where tensors are on GPUs
+        # gloo is needed even with GPUs, because label counts are summed on the CPU
         backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
         adopt_slurm_environment(os.environ)
         if "RANK" in os.environ:
             dist.init_process_group(backend)
         else:
-            # one process: a store in memory needs no port that another process may hold
+            # a single process can use an in-memory store, which needs no network port
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
             os.environ |= {
@@ -67,7 +68,7 @@ def start_distributed() -> Any:
 
 
 def check_version(version: str) -> None:
-    """Raise EvenfieldError for a DeepSpeed that has not passed the parity tests."""
+    """Raise EvenfieldError for a DeepSpeed version that has not passed the parity tests."""
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if not FIRST_TESTED <= numbers < FIRST_UNTESTED:
         raise EvenfieldError(
@@ -77,7 +78,7 @@ def check_version(version: str) -> None:
 
 
 def adopt_slurm_environment(environment: MutableMapping[str, str]) -> None:
-    """Set the variables that torch reads when srun started the ranks."""
+    """Set the environment variables that torch reads, if srun started the ranks."""
     started_by_srun = int(environment.get("SLURM_NTASKS", "1")) > 1
     if started_by_srun and "RANK" not in environment:
         environment["RANK"] = environment["SLURM_PROCID"]

@@ -1,4 +1,4 @@
-"""rich's console, for text from other people: no markup, and nothing that a terminal would obey."""
+"""A rich console for untrusted text: no markup, and no control characters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .terminal import printable
 
 
 class Console(rich.console.Console):
-    """Prints texts, and tables of texts, as they are written.
+    """Prints text and tables literally, without interpreting markup.
 
-    `[red]` in the name of a level of theory is a part of the name. Colours are a style of the call:
-    `print(text, style="red")`. Nothing is searched for words to colour: the patterns for that take
-    seconds on a name of 20 kB, and with its square more on longer ones.
+    `[red]` in the name of a level of theory is part of the name. To use colours, set a style in the
+    call: `print(text, style="red")`. Automatic highlighting is off, because rich's patterns take
+    seconds for a name of 20 kB, and their time grows with the square of its length.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -24,17 +24,17 @@ class Console(rich.console.Console):
         super().__init__(**(plain | options))
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string passes here, also those in the cells and the title of a table."""
+        """Escape control characters; all strings pass here, including table cells and titles."""
         return super().render_str(printable(text), **options)
 
 
 class PlainColumn(ProgressColumn):
-    """A column of a progress bar with text in the manner of `str.format`, for the name `task`."""
+    """A text column of a progress bar; the template is a format string with the name `task`."""
 
     def __init__(self, template: str) -> None:
         self.template = template
         super().__init__()
 
     def render(self, task: Task) -> Text:
-        """The text as it is written, without markup."""
+        """The formatted text, without markup and control characters."""
         return Text(printable(self.template.format(task=task)))

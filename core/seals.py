@@ -1,4 +1,4 @@
-"""JSON content that holds a checksum of itself, so that a bit that flipped on a disk is noticed."""
+"""JSON content with a checksum of itself, which reveals bits that flipped on a disk."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SEAL = "checksum"
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its seal."""
+    """A copy of the content with its checksum added (the seal)."""
     return {**content, SEAL: digest_of(content)}
 
 
 def unsealed(text: str | bytes) -> dict[str, Any] | None:
-    """The content of a text that `sealed` made, without its seal.
+    """Parse sealed JSON and return its content without the seal.
 
-    None for any other text: what is not a JSON object, has no seal, or does not fit it.
+    Returns None if the text is not a JSON object, has no seal, or does not match its seal.
     """
     try:
         content = json.loads(text)
@@ -31,9 +31,9 @@ def unsealed(text: str | bytes) -> dict[str, Any] | None:
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the content without its seal, however its text is indented or ordered."""
+    """SHA-256 of the content without its seal, independent of indentation and key order."""
     rest = {key: value for key, value in content.items() if key != SEAL}
-    # Through JSON and back: tuples become lists, and numbers as keys become texts, as in the file.
+    # a round trip through JSON turns tuples into lists and number keys into strings, as in the file
     as_stored = json.loads(json.dumps(rest))
     text = json.dumps(as_stored, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

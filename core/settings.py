@@ -1,7 +1,7 @@
 """Settings: frozen pydantic objects, filled from a YAML file and `key.sub=value` words.
 
-`Settings` is the base of every configuration class. `load_settings` is how a command builds one.
-What a command's settings are called and do is printed by `settings_table.py`.
+`Settings` is the base of every configuration class. Commands build their settings with
+`load_settings`. `settings_table.py` lists the keys of a class with their meaning.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from .files import NAME_A_FILE, file_errors, special_kind
 from .yaml_text import YamlTextError, read_yaml_text
 
 
-# A file with thousands of wrong keys holds no settings, and looking for similar ones takes long.
+# Problems that a message lists. A file with thousands of wrong keys is not a settings file, and
+# searching for similar keys is slow.
 MOST_PROBLEMS = 20
-# Ratio of matching characters (difflib), above which a wrong key is taken for a mistyped one.
+# ratio of matching characters (difflib) above which a wrong key counts as mistyped
 SIMILAR = 0.7
-# letters of a wrong value in a message
+# characters of a wrong value in a message
 MOST_SHOWN = 200
 
-# of 64 bits
+# bounds of 64-bit integers
 SMALLEST = -(2**63)
 LARGEST = 2**63 - 1
-# torch refuses a rate that overflows float32, at 3.4e38, after it has been scaled
+# far below the limit of float32, 3.4e38, because torch refuses a rate that overflows when scaled
 LARGEST_FLOAT = 1e30
 
 
 class Settings(BaseModel):
-    """Base of every configuration class: frozen, typed, no unknown keys.
+    """Base of every configuration class: frozen, typed, without unknown keys.
 
-    A validator of a subclass raises ValueError with the key and the remedy in its text;
+    Validators in subclasses raise ValueError, with the key and the remedy in the text.
     `load_settings` turns it into a SettingsError.
     """
 
@@ -48,18 +49,18 @@ class Settings(BaseModel):
 
     @classmethod
     def known_keys(cls) -> dict[str, FieldInfo]:
-        """Every key that the class accepts, for messages and for lists of settings."""
+        """All keys that the class accepts, for messages and lists of settings."""
         return dict(cls.model_fields)
 
     @classmethod
     def alternatives(cls) -> dict[str, type[Settings]]:
-        """Classes that are read in place of some of the keys, by the setting that chooses them."""
+        """Choice of a setting -> class whose keys are then read in place of some of this class."""
         return {}
 
     @field_validator("*")
     @classmethod
     def _numbers_fit(cls, value: Any) -> Any:
-        """Python has larger numbers than torch, numpy and the files."""
+        """Refuse numbers that Python allows but torch, numpy or files cannot hold."""
         for number in _numbers_in(value):
             if isinstance(number, int) and not SMALLEST <= number <= LARGEST:
                 raise ValueError(f"an integer is from {SMALLEST} to {LARGEST}")
@@ -69,7 +70,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _one_key_for_one_thing(self) -> Self:
-        """Refuse keys of nested classes that this class fills in itself."""
+        """Refuse keys of nested classes that this class fills in itself (see GivenBy)."""
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             for given in field.metadata:
@@ -79,28 +80,31 @@ class Settings(BaseModel):
 
 
 class GivenBy:
-    """Keys of a nested class that the outer class fills in from keys of its own.
+    """Marks keys of a nested class that the outer class fills in from its own keys.
 
-    They are refused where the outer class is loaded, and `--settings` does not list them:
+    These keys are refused when the outer class is loaded, and `--settings` does not list them:
 
         finetune: Annotated[FineTuneConfig, GivenBy(seed="seeds")] = FineTuneConfig()
     """
 
     def __init__(self, **outer_keys: str) -> None:
-        """Maps each key of the nested class to the key of the outer class that takes its place."""
+        """Give each key of the nested class as KEY="outer key that takes its place"."""
         self.outer_keys = outer_keys
 
     def refuse_others(self, name: str, nested: Settings) -> None:
-        """Raise ValueError if a key of `nested`, the value of field `name`, has been set."""
+        """Raise ValueError if one of the keys differs from its default.
+
+        name: field of the outer class. nested: its value.
+        """
         for key, outer_key in self.outer_keys.items():
             default = type(nested).model_fields[key].get_default(call_default_factory=True)
-            # not "was it set": a dumped configuration that is loaded again sets every key
+            # compare with the default, because reloading a dumped configuration sets every key
             if getattr(nested, key) != default:
                 raise ValueError(f"{name}.{key} has no effect here: set {outer_key}")
 
 
 class SettingsError(EvenfieldError):
-    """Settings that cannot be used; the message names the key."""
+    """Settings cannot be used; the message names the key."""
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -109,19 +113,21 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 def load_settings(
     cls: type[AnySettings], yaml_file: Path | None = None, overrides: list[str] | None = None
 ) -> AnySettings:
-    """Build `cls` from an optional YAML file, with `key.sub=value` words laid over it.
+    """Build `cls` from an optional YAML file and `key.sub=value` words, which take precedence.
 
-    Values are read as YAML: `steps=100`, `model.channels=64`, `elements=[H, O]`. A file may spell
-    a nested key either way: `model: {channels: 64}` or, in its outermost mapping,
-    `model.channels: 64`.
+    yaml_file: path of a file, or the bare name of a recipe that is shipped for `cls`.
+    overrides: words whose values are read as YAML: `steps=100`, `model.channels=64`,
+        `elements=[H, O]`.
 
-    Raises:
-        SettingsError: unreadable file, unknown key, or a value of the wrong kind.
+    A file may write a nested key in two ways: `model: {channels: 64}` or, only in its outermost
+    mapping, `model.channels: 64`.
+
+    Raises SettingsError for an unreadable file, an unknown key, or an invalid value.
     """
     tree = {}
     if yaml_file is not None:
         tree = _read_yaml(_find_recipe(Path(yaml_file), recipes_of(cls)))
-    # words come after the file: what is typed now wins over what was stored
+    # words come after the file, so that they override it
     for word in overrides or []:
         _set_key(tree, word)
 
@@ -141,7 +147,7 @@ def recipes_of(cls: type[Settings]) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    # bytes that are no text become a mark, which YAML then refuses with its position
+    # invalid bytes become a replacement character; YAML then refuses it and states its position
     with file_errors(path):
         text = path.read_text(encoding="utf-8", errors="replace")
     try:
@@ -157,9 +163,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _nested(tree: dict[Any, Any], path: Path) -> dict[Any, Any]:
-    """A tree in which `a.b: value` in the outermost mapping has become `a: {b: value}`.
+    """Replace `a.b: value` in the outermost mapping by `a: {b: value}`.
 
-    Only there: further inside, a name that a user chose may hold dots, as a level of theory does.
+    Keys further inside are left alone, because they may be names with dots that the user chose,
+    such as levels of theory.
     """
     nested = {key: value for key, value in tree.items() if not _is_dotted(key)}
     for key in filter(_is_dotted, tree):
@@ -184,7 +191,7 @@ def _is_dotted(key: Any) -> bool:
 
 
 def _find_recipe(path: Path, recipes: Path) -> Path:
-    """A recipe file, or the shipped recipe with this bare name."""
+    """The path of a recipe: an existing file, or the shipped recipe with this bare name."""
     special = special_kind(path)
     if special is not None:
         raise SettingsError(f"is {special}, not a file", file=path, remedy=NAME_A_FILE)
@@ -199,7 +206,7 @@ def _find_recipe(path: Path, recipes: Path) -> Path:
 
 
 def _set_key(tree: dict[str, Any], word: str) -> None:
-    """Put the value of `a.b=value` into the nested dictionary."""
+    """Set the value of a word `a.b=value` in a nested dictionary."""
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise SettingsError(f"'{word}'", remedy="write a setting as key=value, as in seed=1")
@@ -226,20 +233,20 @@ def _explain(problem: Mapping[str, Any], cls: type[Settings]) -> str:
         meant = _meant(cls, key, known)
         suggestion = f"; did you mean {meant}?" if meant else ""
         if any(_is_dotted(part) for part in problem["loc"]):
-            # the same key, and a guess would repeat it
+            # a guess would only repeat the same key
             suggestion = "; below another key, dots do not nest: give each part a line of its own"
         return f"unknown key '{key}' (known here: {', '.join(known)}){suggestion}"
     if kind == "missing":
         return f"key '{key}' is missing"
     if kind == "value_error":
-        # raised by a validator of ours, whose text says what to do
+        # raised by a validator of a settings class, whose text includes the remedy
         text = str(problem["ctx"]["error"])
         return _with_full_keys(text, cls, problem["loc"], key) if key else text
     return f"{key or cls.__name__}: {problem['msg']} (got {_short(problem['input'])})"
 
 
 def _short(value: Any) -> str:
-    """A value in a message, which is one line."""
+    """The repr of a value for a message, cut to MOST_SHOWN characters."""
     text = repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
@@ -247,7 +254,7 @@ def _short(value: Any) -> str:
 def _with_full_keys(
     text: str, cls: type[Settings], location: tuple[int | str, ...], key: str
 ) -> str:
-    """The text of a nested class's validator, whose keys are spelt as the user spells them."""
+    """The text of a nested class's validator, with keys as the user has to write them."""
     _, inner = _key_and_siblings(cls, (*location, ""))
     names = "|".join(map(re.escape, inner))
     spelt = re.sub(rf"(?<![\w.])(?:{names})(?=[.=])", rf"{key}.\g<0>", text) if names else text
@@ -255,8 +262,8 @@ def _with_full_keys(
 
 
 def _meant(cls: type[Settings], key: str, siblings: list[str]) -> str | None:
-    """The full key that a user may have meant: one in the same place, or one further inside."""
-    # it imports this module
+    """The full key that the user may have meant, at the same place or deeper; None without any."""
+    # imported here, because settings_table imports this module
     from .settings_table import groups_of
 
     *parents, leaf = key.split(".")
@@ -267,14 +274,14 @@ def _meant(cls: type[Settings], key: str, siblings: list[str]) -> str | None:
     by_leaf: dict[str, str] = {}
     for group in groups_of(cls):
         for row in group.rows:
-            # the outermost key of a name comes first
+            # of several keys with the same name, keep the outermost
             by_leaf.setdefault(row.key.rpartition(".")[2], row.key)
     near = get_close_matches(leaf, by_leaf, n=1, cutoff=SIMILAR)
     return by_leaf[near[0]] if near else None
 
 
 def _numbers_in(value: Any) -> Iterator[int | float]:
-    """All numbers in a value of a field; nested settings have looked at their own."""
+    """All numbers in the value of a field; nested settings check their own numbers."""
     if isinstance(value, int | float):
         yield value
     elif isinstance(value, dict):
@@ -287,10 +294,10 @@ def _numbers_in(value: Any) -> Iterator[int | float]:
 def _key_and_siblings(
     cls: type[Settings], location: tuple[int | str, ...]
 ) -> tuple[str, list[str]]:
-    """A location of pydantic's as a dotted key, and the keys that are known in the same place.
+    """Convert a location of a pydantic error to a dotted key, and list the known keys next to it.
 
-    For a union of settings pydantic puts the tag or the name of the member that it tried into
-    the location. A user never writes it, so the dotted key leaves it out.
+    For a union of settings, pydantic's location contains the tag or the class name of the member
+    that it tried. Users never write it, so the dotted key leaves it out.
     """
     key: list[str] = []
     known: list[str] = []
@@ -302,16 +309,16 @@ def _key_and_siblings(
             classes = chosen
             continue
         if part == "[key]":
-            # pydantic's mark for a key of a dictionary, which comes before it
+            # pydantic's marker after a key of a dictionary
             continue
 
         key.append(str(part))
         if isinstance(part, int) or takes_any_key:
-            # an item of a list or mapping has the class of its items
+            # below an index or a key that the user chose, the class stays the same
             takes_any_key = False
             continue
 
-        # of a union that is not decided yet, the keys of all members are known
+        # if the member of a union is not known yet, the keys of all members are allowed
         keys: dict[str, FieldInfo] = {}
         inner_classes: list[type[Settings]] = []
         for member in classes:
@@ -328,7 +335,7 @@ def _key_and_siblings(
 
 
 def _settings_in(annotation: Any) -> list[type[Settings]]:
-    """The classes of settings in an annotation: itself, or the members of a union, list or dict."""
+    """The settings classes in an annotation: itself, or members of a union, list or dict."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     found = []
@@ -338,7 +345,7 @@ def _settings_in(annotation: Any) -> list[type[Settings]]:
 
 
 def _names_in_a_union(member: type[Settings]) -> set[Any]:
-    """What pydantic may call a member of a union: the name of its class, or its tag."""
+    """The names that pydantic may use for a member of a union: its class name and its tags."""
     names = {member.__name__}
     for field in member.model_fields.values():
         if get_origin(field.annotation) is Literal:

@@ -1,6 +1,6 @@
-"""What a settings class holds: every key with its type, default and description.
+"""List the keys of a settings class with their types, defaults and descriptions.
 
-`evenfield ... --settings` prints `as_text`; docs/settings.md is made of `as_markdown`.
+`evenfield ... --settings` prints `as_text`; docs/settings.md is built from `as_markdown`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 @dataclass(frozen=True)
 class Row:
-    """One key as a user types it, such as `optimizer.learning_rate`.
+    """One key, written as a user types it, such as `optimizer.learning_rate`.
 
-    `default` is written as YAML, and None where the key is required.
+    `default` is YAML text, or None if the key is required.
     """
 
     key: str
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Keys of one class, at one place below the command's class."""
+    """The keys of one settings class, at one place below the class of the command."""
 
     prefix: str
     about: str
@@ -44,12 +44,12 @@ class Group:
 
 
 def groups_of(cls: type[Settings]) -> list[Group]:
-    """The keys of a class, those of nested classes after its own."""
+    """The keys of a class, followed by the keys of nested classes."""
     return list(_groups(cls, None, ""))
 
 
 def as_text(cls: type[Settings]) -> str:
-    """For a terminal: each key with its default as it would be typed, the description below it."""
+    """Text for a terminal: each key with its default as it is typed, and its description below."""
     blocks = []
     for group in groups_of(cls):
         lines = [f"# {group.prefix or 'settings'}: {group.about}"]
@@ -69,7 +69,7 @@ def as_text(cls: type[Settings]) -> str:
 
 
 def as_markdown(cls: type[Settings]) -> str:
-    """For the documentation: one table, nested keys in the order of the classes."""
+    """A Markdown table for the documentation, with nested keys in the order of their classes."""
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for group in groups_of(cls):
         for row in group.rows:
@@ -77,7 +77,7 @@ def as_markdown(cls: type[Settings]) -> str:
             if row.default is not None:
                 default = f"`{row.default}`"
             cells = [f"`{row.key}`", row.kind, default, row.description]
-            # a bar inside a cell would end it
+            # a bar inside a cell would end the cell
             escaped = [cell.replace("|", "\\|") for cell in cells]
             lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines)
@@ -86,9 +86,11 @@ def as_markdown(cls: type[Settings]) -> str:
 def _groups(
     cls: type[Settings], values: Settings | None, prefix: str, hidden: frozenset[str] = frozenset()
 ) -> Iterator[Group]:
-    """`values` is the default of the field that holds the class.
+    """Yield the group of a class and the groups of its nested classes.
 
-    It may differ from the defaults of the class itself. `hidden` are keys that are given elsewhere.
+    values: default of the field that holds the class; it may differ from the class's own defaults.
+    prefix: what precedes the keys, such as `optimizer.`.
+    hidden: keys to leave out, because they are set elsewhere.
     """
     rows = []
     nested = []
@@ -97,13 +99,13 @@ def _groups(
             continue
 
         key = f"{prefix}{name}"
-        # a key of another class, read by this one, is not an attribute
+        # keys that this class reads on behalf of another class are not attributes
         default = getattr(values, name, _default(field))
         classes = _settings_classes(field.annotation)
         if not classes:
             rows.append(Row(key, _kind(field), _as_yaml(field, default), field.description or ""))
         for inner, step in classes:
-            # of a union, the default belongs to one member; the others show their own defaults
+            # the default of a union belongs to one member; the others show their own defaults
             value = default if isinstance(default, inner) else None
             inner_prefix = f"{key}{step}."
             nested.append((inner, value, inner_prefix, _given_elsewhere(field)))
@@ -116,7 +118,7 @@ def _groups(
 
 
 def _first_line(cls: type[Settings]) -> str:
-    """Of the docstring; a test holds every settings class to have one."""
+    """The first line of the class's docstring; a test checks that every settings class has one."""
     docstring = (cls.__doc__ or "").strip()
     return docstring.splitlines()[0]
 
@@ -128,7 +130,7 @@ def _given_elsewhere(field: FieldInfo) -> frozenset[str]:
 
 
 def _alternative(choice: str, cls: type[Settings], prefix: str) -> Group:
-    """The keys of a class that is read only where a setting chooses it."""
+    """The keys of a class that is read only if a setting chooses it."""
     rows = []
     for name, field in cls.model_fields.items():
         default = _as_yaml(field, _default(field))
@@ -139,16 +141,17 @@ def _alternative(choice: str, cls: type[Settings], prefix: str) -> Group:
 
 
 def _settings_classes(annotation: Any) -> list[tuple[type[Settings], str]]:
-    """Settings classes in a type, each with the step of the key that leads to it.
+    """The settings classes in a type, each with the part of the key that leads to it.
 
-    A mapping has a step of its own, since the user picks its keys: `loss.noise.NAME.energy`.
+    A mapping adds `.NAME` to the key, because the user chooses the name, as in
+    `loss.noise.NAME.energy`. A list adds `[]`.
     """
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [(annotation, "")]
 
     origin = get_origin(annotation)
     if origin is Literal:
-        # its arguments are values, not types
+        # the arguments of a Literal are values, not types
         return []
     step = ""
     if origin is dict:
@@ -170,7 +173,7 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _as_yaml(field: FieldInfo, default: Any) -> str | None:
-    """The default as it would be typed after `key=`; JSON is YAML, and text needs no quotes."""
+    """The default as it is typed after `key=`. JSON is valid YAML, and text needs no quotes."""
     if field.is_required():
         return None
     if isinstance(default, str) and default:
@@ -193,7 +196,7 @@ def _kind(field: FieldInfo) -> str:
 def _type_name(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
-    # list[int] is a type for Python too, but its name would be "list"
+    # for list[int], isinstance(..., type) may hold too, but its name would be only "list"
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation.__name__
     origin = get_origin(annotation)

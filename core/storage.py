@@ -1,8 +1,8 @@
-"""Files behind addresses such as s3:// and https://, with limits, and honest about failures.
+"""Files behind addresses such as s3:// and https://, with limits on size and time.
 
-fsspec answers "is it there?" with no when a server is overloaded or out of reach. Callers would
-tell users that something does not exist, which may well exist. Here only the store's own answer
-counts as an absence. Any other failure is retried if it may pass, and raised.
+If a server is overloaded or out of reach, fsspec reports that a file does not exist. Users would be
+told that a file is missing although it may well be there. Here, a file counts as absent only if the
+server says so. Other failures are retried if they may be temporary, and then raised.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from .errors import EvenfieldError
 
 Result = TypeVar("Result")
 
-# seconds to wait before the second and the third try
+# seconds to wait before the second and third attempt
 DELAYS = (0.5, 2.0)
-# Seconds without a byte from a web server. aiohttp's own limit is five minutes for everything,
-# which is too long for a silent server and too short for large weights.
+# Seconds that a web server may be silent. aiohttp's default limit is five minutes for the whole
+# request, which is too long for a silent server and too short for large weights.
 SILENCE = 10.0
-# seconds for a small file or an answer about one, however it arrives and however often it is tried
+# seconds for reading a small file or asking about it, including all attempts
 SMALL_FILE_SECONDS = 25.0
-# bytes per second; a server that is slower than this keeps a load waiting for ever
+# bytes per second; a slower server is given up
 LEAST_RATE = 10_000
 WEB = ("http", "https")
 ABSENT_STATUS = (404, 410)
-# answers of a web server that say nothing about what it holds, besides those of 500 and above
+# besides 500 and above, status codes that say nothing about whether the file exists
 TEMPORARY_STATUS = (408, 425, 429)
-# The answer is certain: trying again would only take longer.
+# definite answers, so another attempt would not help
 FINAL_ERRORS = (
     FileExistsError,
     FileNotFoundError,
@@ -47,21 +47,21 @@ FINAL_ERRORS = (
 
 
 class TooLargeError(EvenfieldError):
-    """A file has more bytes than the caller takes."""
+    """A file has more bytes than the caller accepts."""
 
 
 class TooSlowError(EvenfieldError):
-    """A file arrives so slowly that it might have no end."""
+    """A file arrives so slowly that it might never end."""
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path in it."""
+    """The fsspec file system of an address, and the path within it."""
     options: dict[str, Any] = {}
     if is_web_address(address):
         options["client_kwargs"] = {
             "timeout": _web_timeout(None),
-            # A compressed answer could be a thousand times larger than what arrives. Files are
-            # asked for as they are; hashes reveal a server that compresses them all the same.
+            # A compressed answer could unpack to a thousand times its size. So files are requested
+            # uncompressed. If a server compresses them anyway, their hashes do not match.
             "auto_decompress": False,
             "headers": {"Accept-Encoding": "identity"},
         }
@@ -70,7 +70,7 @@ def file_system(address: str) -> tuple[Any, str]:
 
 
 def _web_timeout(seconds: float | None) -> Any:
-    """Limits for one request: for a silence, and for everything."""
+    """aiohttp limits for one request: SILENCE between bytes, and `seconds` in total (None: any)."""
     # slow to import, and most files are local
     import aiohttp
 
@@ -78,21 +78,21 @@ def _web_timeout(seconds: float | None) -> Any:
 
 
 def is_web_address(address: str) -> bool:
-    """Whether a web server answers for an address, without another layer in front of it."""
+    """Whether an address is plain http(s), without another fsspec layer in front of it."""
     return "::" not in address and get_protocol(address) in WEB
 
 
 def read_small_file(fs: Any, path: str, limit: int) -> bytes | None:
-    """The content of a file of at most `limit` bytes; None when the store has no such file.
+    """Read a file of at most `limit` bytes; returns None if the store has no such file.
 
-    Raises TooLargeError, TooSlowError, and what the storage library raises when the store fails.
+    Raises TooLargeError, TooSlowError, or the storage library's own error if the store fails.
     """
 
     end = time.monotonic() + SMALL_FILE_SECONDS
 
     def read() -> bytes:
         content = b""
-        # what earlier tries took is gone
+        # the time that earlier attempts took is deducted
         seconds = end - time.monotonic()
         with opened(fs, path, seconds) as file:
             for chunk in chunks(file, limit, seconds):
@@ -106,13 +106,16 @@ def read_small_file(fs: Any, path: str, limit: int) -> bytes | None:
 
 
 def file_info(fs: Any, path: str) -> dict[str, Any] | None:
-    """What a store knows about a file; None when it answers that there is none."""
+    """fsspec's information about a file; None if the store says that it does not exist.
+
+    Raises the storage library's own error if the store fails.
+    """
 
     def ask() -> dict[str, Any]:
         try:
             return dict(fs.info(path))
         except FileNotFoundError as error:
-            # fsspec's file system of the web raises this, whatever went wrong
+            # fsspec's HTTP file system raises this for every kind of failure
             if error.__cause__ is not None and get_protocol(path) in WEB:
                 raise error.__cause__ from None
             raise
@@ -129,15 +132,15 @@ def file_info(fs: Any, path: str) -> dict[str, Any] | None:
 
 @contextmanager
 def opened(fs: Any, path: str, seconds: float | None = None) -> Iterator[IO[bytes]]:
-    """An open file of a store, to be read from its beginning to its end.
+    """Open a file of a store for reading from beginning to end.
 
-    A web server gets `seconds` for it. Its headers alone could come without an end.
+    seconds: total time limit for a web server, including its headers, which could go on forever.
 
-    FileNotFoundError when the store answers that there is none.
+    Raises FileNotFoundError if the store says that the file does not exist.
     """
     if get_protocol(path) in WEB:
-        # As one stream. A size, which need not be right, saves a request for it. In blocks, fsspec
-        # would hold in memory whatever the server sends as one of them.
+        # Read as one stream: in blocks, fsspec would keep in memory whatever the server sends as a
+        # block. Any size saves a request for it, and need not be right.
         timeout = _web_timeout(seconds)
         file = fs.open(path, "rb", block_size=0, size=1, timeout=timeout)
     else:
@@ -147,14 +150,15 @@ def opened(fs: Any, path: str, seconds: float | None = None) -> Iterator[IO[byte
 
 
 def chunks(file: IO[bytes], limit: int, seconds: float, size: int = 1 << 20) -> Iterator[bytes]:
-    """The content of an open file in chunks.
+    """Yield the content of an open file in chunks of at most `size` bytes.
 
-    Raises TooLargeError as soon as it exceeds `limit` bytes, TooSlowError after `seconds`.
+    Raises TooLargeError as soon as the content exceeds `limit` bytes, and TooSlowError if it takes
+    more than `seconds`.
     """
     end = time.monotonic() + seconds
     num_bytes = 0
     while True:
-        # one byte more than allowed tells a file that is too large from one that fits exactly
+        # read one byte more than allowed, to distinguish a file that is too large from a full one
         chunk = file.read(min(size, limit + 1 - num_bytes))
         if not chunk:
             return
@@ -167,18 +171,18 @@ def chunks(file: IO[bytes], limit: int, seconds: float, size: int = 1 << 20) -> 
 
 
 def seconds_for(num_bytes: int) -> float:
-    """How long a file of this size may take."""
+    """Seconds that the download of a file of this size may take."""
     return SMALL_FILE_SECONDS + num_bytes / LEAST_RATE
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Whether a failure says nothing about the file, so that a later try may succeed."""
+    """Whether a failure may be temporary, so that another attempt may succeed."""
     if isinstance(error, (EvenfieldError, *FINAL_ERRORS)):
         return False
     status = http_status(error)
     if status is not None:
         return status >= 500 or status in TEMPORARY_STATUS
-    # aiohttp's errors of connections derive from OSError, or from its ClientError
+    # aiohttp's connection errors derive from OSError or from aiohttp.ClientError
     is_of_connection = any(kind.__name__ == "ClientError" for kind in type(error).__mro__)
     return isinstance(error, (asyncio.TimeoutError, OSError)) or is_of_connection
 
@@ -188,10 +192,13 @@ def retried(
     may_pass: Callable[[BaseException], bool] = is_temporary,
     seconds: float = math.inf,
 ) -> Result:
-    """The result of a call, which is repeated after a failure that may pass.
+    """Return the result of a call, which is repeated after temporary failures.
 
-    It is not repeated if that would take more than `seconds` in all, should the next try take as
-    long as the last one.
+    may_pass: whether a failure is temporary.
+    seconds: total time limit. The call is not repeated if another attempt as long as the last one
+        would exceed it.
+
+    Raises the last error of the call.
     """
     begin = time.monotonic()
     for delay in DELAYS:
@@ -208,13 +215,13 @@ def retried(
 
 
 def http_status(error: BaseException) -> int | None:
-    """The status with which a web server refused, if that is what went wrong."""
+    """The HTTP status (400 or above) with which a web server refused; None for other errors."""
     status = getattr(error, "status", None)
     return status if isinstance(status, int) and status >= 400 else None
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, on one line, without secrets."""
+    """Describe an error in one line, without secrets."""
     status = http_status(error)
     if status is not None:
         phrase = " ".join(str(getattr(error, "message", "")).split())[:80]

@@ -1,8 +1,9 @@
-"""The door to the terminal: every line that a command prints passes through `say` or `Console`.
+"""Output to the terminal: every line that a command prints goes through `say` or `Console`.
 
-Names of levels of theory, runs, files and models come from other people. A terminal takes some
-characters for commands, which can set its title, move the cursor or fake a line of ours.
-`Console` is in `rich_console.py`, because importing rich takes time.
+Names of levels of theory, runs, files and models may come from untrusted sources. A terminal
+interprets some characters as commands, which can set its title, move the cursor or fake a line of
+output. Such characters are escaped. `Console` is in `rich_console.py`, because importing rich is
+slow.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import unicodedata
 import typer
 
 
-# Cc: control characters, among them escape. Cf: invisible marks, which can reverse the direction of
-# a line. Cs: halves of characters, which cannot be printed. Zl, Zp: other ends of lines.
+# Unicode categories that are escaped. Cc: control characters, including escape. Cf: invisible
+# format characters, which can reverse the direction of a line. Cs: surrogates, which cannot be
+# printed. Zl, Zp: line and paragraph separators.
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 KEPT = "\n\t"
 
 
 def printable(text: str) -> str:
-    r"""Text with its invisible characters written out, so that they are seen and do nothing.
+    r"""Escape the invisible characters of a text, so that they are visible and have no effect.
 
     >>> printable("EMT\x1b]0;owned\x07")
     'EMT\\x1b]0;owned\\x07'
@@ -34,10 +36,10 @@ def printable(text: str) -> str:
 
 
 def say(text: object = "", *, err: bool = False, colour: str | None = None) -> None:
-    """Print a line; `err` sends it to stderr."""
+    """Print a line with invisible characters escaped; `err` sends it to stderr."""
     typer.secho(printable(str(text)), err=err, fg=colour)
 
 
 def _written_out(character: str) -> str:
-    """The escape that Python writes for a character."""
+    """Python's escape sequence for a character."""
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")

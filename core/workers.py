@@ -1,5 +1,6 @@
-"""Worker processes for converting and labelling: fresh, one thread each, silent, and gone when
-their parent is.
+"""Worker processes for converting and labelling.
+
+Workers are spawned, use one thread each, print nothing, and end together with their parent.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from contextlib import contextmanager
 from .errors import EvenfieldError
 
 
-# Beyond any machine; the queue of a pool cannot count as far as a user can type.
+# more than any machine needs; a pool fails for arbitrarily large numbers
 MOST_WORKERS = 1024
 
 
 class WorkerEndedError(EvenfieldError):
-    """A worker process that ended before its work was done."""
+    """A worker process ended before its work was done."""
 
 
 @contextmanager
 def worker_pool(num_workers: int | None) -> Iterator[ProcessPoolExecutor]:
-    """A pool of `num_workers` fresh processes (None: one per core), each with one thread.
+    """A pool of `num_workers` spawned processes (None: one per core) with one thread each.
 
-    Leaving the context drops the tasks that have not started and waits for those that have.
+    Leaving the context cancels tasks that have not started, and waits for the running ones.
 
-    Raises WorkerEndedError where a process ends by itself: killed, or by what it computes.
+    Raises WorkerEndedError if a worker is killed or ended by the code that it runs.
     """
-    # Libraries read the variable when they are loaded. The workers inherit it, because a worker
-    # that set it itself might do so too late.
+    # Libraries read the variable when they are loaded. It is set here and inherited by the workers,
+    # because a worker might set it too late.
     threads_before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
 
-    # a forked worker would inherit the state of threads that it does not have
+    # a forked worker would inherit locks and other state of threads that it does not have
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(
         num_workers or _num_cores(), mp_context=context, initializer=_start_worker
@@ -58,11 +59,11 @@ def worker_pool(num_workers: int | None) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, end when the parent ends, print nothing."""
+    """Initialise a worker: ignore Ctrl-C, end when the parent ends, and print nothing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
-    # the libraries of some calculators print from compiled code, which sys.stdout does not see
+    # redirect file descriptors, because some calculators print from compiled code
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -76,7 +77,7 @@ def _exit_with_parent() -> None:
 
 
 def _num_cores() -> int:
-    """The cores that this process may use, which a job scheduler can make fewer than there are."""
+    """Number of cores that this process may use; a job scheduler may limit them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

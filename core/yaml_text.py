@@ -1,8 +1,8 @@
-"""YAML that was written by somebody else: every fault is one error, and no text takes long.
+"""Read untrusted YAML: every fault raises the same error class, and no text takes long to read.
 
-An anchor makes a short text mean a long one: with ten levels of aliases, 288 letters are a billion
-values. They stay small in memory only until something walks over them, as a check of settings
-does.
+With anchors and aliases, a short text can stand for a very long one: with ten levels of aliases,
+288 characters stand for a billion values. They take little memory only until some code iterates
+over them, for example the validation of settings.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import yaml
 from .errors import EvenfieldError
 
 
-# A text has at most one value for each letter, so that only aliases lead above this. Some are
-# allowed even to a short text.
+# Limit on the number of values: this many per character, plus an allowance. Without aliases, a text
+# has at most one value per character.
 MOST_PER_LETTER = 4
 ALLOWANCE = 1000
 
-# PyYAML's time for one letter grows with the number of brackets that are open.
+# Limit on nesting: PyYAML's time per character grows with the number of open brackets.
 DEEPEST = 100
 
-# what stands between the digits of a number of base 60
+# separator in numbers of base 60
 BASE_60 = ":"
 TEXT = "tag:yaml.org,2002:str"
 # tag of a number -> how PyYAML reads it
@@ -33,13 +33,13 @@ NUMBERS = {
 
 
 class YamlTextError(EvenfieldError):
-    """A text that is no YAML, or that stands for far more than it is long."""
+    """A text is not valid YAML, or its aliases stand for far too many values."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses doubled keys and values that are nested too deeply.
+    """PyYAML's safe loader, but it refuses duplicate keys and values that are nested too deeply.
 
-    It reads no numbers of base 60, as YAML 1.2 does not: 1:30 is a text and not 90.
+    As in YAML 1.2, there are no numbers of base 60: 1:30 is the text "1:30" and not 90.
     """
 
     def __init__(self, text: str) -> None:
@@ -47,7 +47,7 @@ class _StrictLoader(yaml.SafeLoader):
         self._depth = 0
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
-        # the scanner runs a thousand brackets ahead of the composer
+        # checked here too, because the scanner runs up to a thousand brackets ahead of the composer
         self._refuse_below(self.flow_level + 1)
         super().fetch_flow_collection_start(TokenClass)
 
@@ -63,9 +63,9 @@ class _StrictLoader(yaml.SafeLoader):
         return TEXT if tag in NUMBERS and BASE_60 in value else tag
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
-        """A number, of base 60 only where a tag says that it is one. Raises YamlTextError."""
+        """Construct a number. Raises YamlTextError for base 60, which a tag can request."""
         if BASE_60 in node.value:
-            # PyYAML's time for one grows with the square of its length
+            # PyYAML's time for a number of base 60 grows with the square of its length
             raise YamlTextError(f"has a number with a colon in line {node.start_mark.line + 1}")
         return NUMBERS[node.tag](self, node)
 
@@ -84,12 +84,12 @@ for number in NUMBERS:
 
 
 def read_yaml_text(text: str) -> Any:
-    """What `yaml.safe_load` reads, None from an empty text, and 1:30 as a text.
+    """Read a text as `yaml.safe_load` does, but with the limits and rules of this module.
 
-    Raises YamlTextError.
+    An empty text gives None. Raises YamlTextError.
     """
     try:
-        # it looks for characters that YAML does not allow
+        # the constructor raises for characters that YAML does not allow
         loader = _StrictLoader(text)
     except yaml.YAMLError as error:
         raise YamlTextError(" ".join(str(error).split())) from None
@@ -101,25 +101,25 @@ def read_yaml_text(text: str) -> Any:
         _refuse_expansion(node, MOST_PER_LETTER * len(text) + ALLOWANCE)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        # PyYAML spreads the position of the fault over several lines
+        # joined to one line, because PyYAML's messages have several
         raise YamlTextError(" ".join(str(error).split())) from None
     except (ValueError, OverflowError) as error:
-        # a date that does not exist, or a number of thousands of digits
+        # a date that does not exist, or a number with thousands of digits
         raise YamlTextError(" ".join(str(error).split())) from None
     finally:
         loader.dispose()
 
 
 def _refuse_doubled_keys(node: yaml.MappingNode) -> None:
-    """Raise YamlTextError for a key that a mapping has twice: PyYAML keeps the last without a word.
+    """Raise YamlTextError for a duplicate key in a mapping; PyYAML would silently keep the last.
 
-    Keys that are lists or mappings are refused when the values are built.
+    Keys that are lists or mappings are refused later, when the values are constructed.
     """
     lines: dict[tuple[str, str], int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             continue
-        # "1" and 1 are two keys
+        # the tag is part of the key, because "1" and 1 are different keys
         name = (key.tag, key.value)
         line = key.start_mark.line + 1
         if name in lines:
@@ -132,7 +132,7 @@ def _refuse_doubled_keys(node: yaml.MappingNode) -> None:
 
 def _refuse_expansion(node: yaml.Node, limit: int) -> None:
     """Raise YamlTextError for a tree that has more than `limit` nodes with its aliases followed."""
-    # by identity: an alias is the same node once more
+    # by identity, because an alias is the same node again
     sizes: dict[int, int] = {}
     inside: set[int] = set()
 

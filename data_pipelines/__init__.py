@@ -1,8 +1,10 @@
 """From any source to batches of graphs.
 
-In: structures in files, databases, Parquet or data sets of the hub (`sources`). `convert` checks
-them (`checks`) and writes a data set of shards (`store`) with counts and reference energies
-(`census`). Out: a weighted, resumable `stream` of batches. `demo` makes data to try all this on.
+In: structures from files, databases, Parquet or Hugging Face data sets (`sources`). `convert`
+checks them (`checks`) and writes a sharded data set (`store`) with element counts and reference
+energies (`census`). Out: a weighted, resumable `stream` of batches. `demo` makes data for trying
+all of this out.
 
-Open `structure.py` first, the canonical record, and `batch.py`, what a model gets.
+Start with `structure.py`, which defines the canonical record, and `batch.py`, which defines the
+input of a model.
 """

@@ -1,8 +1,8 @@
-"""The one batch type of the pipeline: structures end to end, as tensors, with their neighbours.
+"""The batch type of the pipeline: concatenated structures, as tensors, with their neighbour lists.
 
-Shapes: N atoms, E edges, S structures, all structures together. Positions, cells and shifts are
-float64: the edge vectors are their small differences, and are rounded to the precision of the model
-only then, so that a coordinate of 100 A costs no accuracy.
+Shapes: N atoms, E edges, S structures, each summed over the batch. Positions, cells and shifts are
+float64. Edge vectors are small differences of large coordinates, so they are computed in float64
+and only then rounded to the precision of the model. A coordinate of 100 A thus costs no accuracy.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .structure import Structure
 
 
 class UnknownLevelError(EvenfieldError):
-    """A structure of a level of theory for which the model has no head."""
+    """The model has no head for the level of theory of a structure."""
 
 
 @dataclass
 class Batch:
-    """Structures as one graph; a single structure is a batch of one.
+    """Structures as one disconnected graph; a single structure is a batch of size one.
 
-    `edge_index` holds (sender j, receiver i) and is sorted by receiver. A missing label is NaN,
-    and a label that no structure of the batch could have is absent.
+    `edge_index` holds (sender j, receiver i) and is sorted by receiver. A label that a structure
+    lacks is NaN.
     """
 
     atomic_numbers: Tensor
@@ -44,17 +44,17 @@ class Batch:
     edge_index: Tensor
     """(2, E) int64: sender, receiver"""
     cell_shifts: Tensor
-    """(E, 3) float64, in lattice vectors"""
+    """(E, 3) float64, integer multiples of the lattice vectors"""
     structure_index: Tensor
-    """(N,) int64: the structure that an atom belongs to"""
+    """(N,) int64: index of the structure that each atom belongs to"""
     head: Tensor
-    """(S,) int64: index of the level of theory"""
+    """(S,) int64: index of the readout head, one per level of theory"""
     labels: dict[str, Tensor] = field(default_factory=dict)
-    """By name of `core.labels`: (S, ...) or (N, ...)"""
+    """Name from `core.labels` -> values, (S, ...) or (N, ...)"""
     atom_weight: Tensor | None = None
-    """(N,) weight of an atom's labels in the loss"""
+    """(N,) weight of each atom's labels in the loss"""
     structure_ids: list[str] = field(default_factory=list)
-    """(S,)"""
+    """(S,) ids of the structures, unique within their data set"""
 
     @classmethod
     def from_structure(
@@ -65,10 +65,16 @@ class Batch:
         dtype: torch.dtype = torch.float32,
         element_weight: np.ndarray | None = None,
     ) -> Batch:
-        """One structure with all neighbours within `cutoff` (A); `dtype` is that of inexact labels.
+        """Build a batch of one structure, with all neighbours within `cutoff` (A).
 
-        The head is the place of the structure's level in `levels_of_theory`, or 0 without any.
-        Raises UnknownLevelError for a level that is not among them.
+        levels_of_theory: the structure's head is the index of its level in this sequence, or 0 if
+            the sequence is empty.
+        dtype: precision of the atom weights and of all labels that are not `exact` (see
+            `core.labels`).
+        element_weight: loss weight of an atom, indexed by atomic number; 1 by default.
+
+        Raises UnknownLevelError if the structure's level is not in `levels_of_theory`, and
+        GeometryError if the structure cannot be searched for neighbours.
         """
         edge_index, cell_shifts = neighbour_list(
             structure.positions, structure.cell, structure.pbc, cutoff
@@ -101,14 +107,14 @@ class Batch:
         levels_of_theory: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
     ) -> Batch:
-        """Several structures as one batch; arguments as for `from_structure`."""
+        """Build one batch of several structures; arguments and errors as in `from_structure`."""
         return cls.join(
             [cls.from_structure(one, cutoff, levels_of_theory, dtype) for one in structures]
         )
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
-        """Batches end to end, with the indices of atoms and structures counted through."""
+        """Concatenate batches; the indices of atoms and structures are offset accordingly."""
         edges = []
         owners = []
         first_atom = 0
@@ -119,7 +125,7 @@ class Batch:
             first_atom += part.num_atoms
             first_structure += part.num_structures
 
-        # the first part decides which labels there are: parts of one stream have the same
+        # all batches of one stream have the same labels, so the first one is enough
         labels = {}
         for name in parts[0].labels:
             labels[name] = torch.cat([part.labels[name] for part in parts])
@@ -140,26 +146,26 @@ class Batch:
 
     @property
     def num_atoms(self) -> int:
-        """N"""
+        """Number of atoms, N."""
         return len(self.atomic_numbers)
 
     @property
     def num_structures(self) -> int:
-        """S"""
+        """Number of structures, S."""
         return len(self.head)
 
     @property
     def num_edges(self) -> int:
-        """E"""
+        """Number of edges, E."""
         return self.edge_index.shape[1]
 
     @property
     def atoms_per_structure(self) -> Tensor:
-        """(S,) int64"""
+        """Number of atoms in each structure, (S,) int64."""
         return torch.bincount(self.structure_index, minlength=self.num_structures)
 
     def edge_offsets(self) -> Tensor:
-        """What the cell's images add to each edge vector, (E, 3) in A."""
+        """Displacement that periodic images add to each edge vector, (E, 3) in A."""
         edge_cell = self.cell[self.structure_index[self.edge_index[1]]]  # (E, 3, 3)
         return torch.einsum("ea,eab->eb", self.cell_shifts, edge_cell)
 
@@ -169,16 +175,16 @@ class Batch:
         return self.positions[sender] - self.positions[receiver] + self.edge_offsets()
 
     def sum_over_atoms(self, values: Tensor) -> Tensor:
-        """Values of atoms (N, ...) summed over each structure, (S, ...)."""
+        """Sum per-atom values (N, ...) over each structure; returns (S, ...)."""
         total = values.new_zeros(self.num_structures, *values.shape[1:])
         return total.index_add(0, self.structure_index, values)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on a device; dtypes stay as they are."""
+        """A copy of the batch on `device`; dtypes do not change."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which copies to a GPU overlap with computing."""
+        """A copy in page-locked memory, whose transfer to a GPU can overlap with computation."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def clone(self) -> Batch:
@@ -186,7 +192,7 @@ class Batch:
         return self._each(lambda tensor: tensor.clone())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """A copy with every tensor changed."""
+        """A copy in which `change` has been applied to every tensor."""
         changed: dict[str, object] = {}
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
@@ -197,12 +203,12 @@ class Batch:
 
 
 def _label_tensors(structure: Structure, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every registered label as a tensor, NaN where the structure lacks it."""
+    """Every registered label as a tensor, filled with NaN if the structure lacks it."""
     tensors = {}
     num_atoms = len(structure)
     for name, label in LABELS.items():
         value = structure.labels.get(name)
-        # some codes state a stress for slabs too, where it has no meaning
+        # some codes write a stress for slabs too, although it has no meaning there
         if value is None or (label.periodic_only and not structure.pbc.all()):
             value = np.full(label.shape(num_atoms), np.nan)
         tensor = torch.tensor(value, dtype=torch.float64 if label.exact else dtype)

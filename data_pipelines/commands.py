@@ -1,7 +1,7 @@
 """`evenfield data ...`: generate, convert, corpus, check-units, inspect, census, weights, enrich.
 
-Each command is one Python call with the same names, and prints what came of it. Slow imports are
-inside the commands, so that `evenfield --help` is fast.
+Each command makes one Python call with the same argument names and prints the result. Slow imports
+are inside the commands, so that `evenfield --help` stays fast.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .convert.convert import ConvertConfig
 
 
-# that a line names
+# most file names in one line of output
 MOST_FILES = 4
 
 app = typer.Typer(no_args_is_help=True, help="From any source to a weighted, resumable stream.")
@@ -82,11 +82,12 @@ def convert(
         bool, settings_option("data_pipelines.convert.convert:ConvertConfig")
     ] = False,
 ) -> None:
-    """Convert a source to Parquet shards with a census, after a check of its units and signs.
+    """Convert a source to Parquet shards with a census, after a check of its units.
 
-    A conversion that was stopped continues with the parts that are not finished. With --task K/N,
-    several machines share the work. The same command without --task then finishes. OUT appears, or
-    with --overwrite is replaced, when the new data set is whole.
+    The check also covers the signs of labels. Run the command again to continue an interrupted
+    conversion: only unfinished parts are converted. With --task K/N, several machines share the
+    work; when all tasks are done, run the same command without --task to finish. OUT is created
+    only when the new data set is complete. With --overwrite, it then replaces an existing data set.
 
     Example: evenfield data convert mine.extxyz runs/mine level_of_theory=PBE
     columns.energy=REF_energy units.energy=eV
@@ -106,7 +107,7 @@ def convert(
         words.append("trust_units=true")
     config = load_settings(ConvertConfig, recipe, words)
 
-    # `convert` is also called by other commands, which have neither of these settings
+    # remedies are added here because other callers of `convert` do not have these options
     try:
         info = run(
             source, out, config, workers=workers, task=share_of_work(task), overwrite=overwrite
@@ -156,10 +157,11 @@ def corpus(
         bool, settings_option("data_pipelines.corpus.config:CorpusConfig")
     ] = False,
 ) -> None:
-    """Convert several sources to one data set, with a record of licences and citations.
+    """Convert several sources to one data set, recording licences and citations.
 
-    Sources whose licence does not allow a published model are refused. A material that several
-    sources have is on one side of the splits. A build that was stopped continues.
+    A source is refused if its licence does not allow publishing a model trained on it. A material
+    that occurs in several sources is kept in one split. Run the command again to continue an
+    interrupted build.
 
     Example: evenfield data corpus evenfield-1 runs/corpus --sources downloads
     """
@@ -197,7 +199,7 @@ def corpus(
 
 
 def _about_sources(out: Path, info: dict[str, Any]) -> list[str]:
-    """What came of each source and its labels, and of materials that several of them have."""
+    """Lines about each source, its labels, and the materials that occur in several sources."""
     from .convert.finish import prefix_of
     from .sources.label_tally import from_json, label_report
 
@@ -228,7 +230,7 @@ def _add_remedy(error: EvenfieldError, remedy: str) -> None:
 
 
 def _converted(out: Path, info: dict[str, Any]) -> str:
-    """What a conversion did, on one line, from the content of dataset_info.json."""
+    """Summarise a conversion in one line, from the content of dataset_info.json."""
     records = info["records"]
     duplicates = info["near_duplicates"]
     splits = ", ".join(f"{count} {split}" for split, count in info["num_structures"].items())
@@ -243,8 +245,7 @@ def _converted(out: Path, info: dict[str, Any]) -> str:
 
 
 def _about_splits(info: dict[str, Any], config: ConvertConfig) -> list[str]:
-    """What a user should know of the splits, one line each, from the content of
-    dataset_info.json."""
+    """Notes about the splits, one line each, from the content of dataset_info.json."""
     splits = info["splits"]
     notes = []
     if info["split_files"]:
@@ -307,7 +308,7 @@ def check_units(
         bool, settings_option("data_pipelines.convert.convert:ConvertConfig")
     ] = False,
 ) -> None:
-    """Check the units and signs in a sample of a source; exit code 1 if a test fails.
+    """Check units and signs in a sample of a source; exit code 1 if a test fails.
 
     Example: evenfield data check-units LeMaterial/LeMat-Traj hub_config=compatible_pbe
     --recipe lemat
@@ -325,9 +326,9 @@ def check_units(
 
 @app.command()
 def inspect(folder: DataSet) -> None:
-    """Show schema, examples, distributions and suspected outliers of a data set.
+    """Show the schema, examples, distributions and suspected outliers of a data set.
 
-    Writes FOLDER/inspection.html and FOLDER/inspection.png.
+    Also writes FOLDER/inspection.html and FOLDER/inspection.png.
 
     Example: evenfield data inspect runs/mine
     """
@@ -353,7 +354,7 @@ def inspect(folder: DataSet) -> None:
 
 @app.command()
 def census(folder: DataSet) -> None:
-    """Count structures and atoms of a data set by element, and draw FOLDER/census.png.
+    """Count the structures and atoms of each element, and draw FOLDER/census.png.
 
     Example: evenfield data census runs/mine
     """
@@ -379,7 +380,7 @@ def census(folder: DataSet) -> None:
         console.print(f"{level}: {row['structures']}; E0 undetermined by the data: {undetermined}")
 
     figure = periodic_table_heat_map(counts, str(folder), "structures with the element", log=True)
-    # never through a link that somebody put there
+    # replaces a symbolic link at this place instead of writing through it
     with file_errors(picture):
         write_atomically(picture, figure_png(figure, kind=kind))
     console.print(f"picture: {picture}")
@@ -407,10 +408,10 @@ def weights(
         bool, settings_option("data_pipelines.census.weights:WeightConfig")
     ] = False,
 ) -> None:
-    """Show what importance weights will do to each element, and draw FOLDER/weights.png.
+    """Show how importance weights change each element's share in an epoch.
 
-    Below the table it says what such weights, and other methods for rare elements, did to the
-    errors where they were measured.
+    The command prints a table and draws FOLDER/weights.png. Below the table, it summarises how such
+    weights, and other methods for rare elements, changed the errors in our measurements.
 
     Example: evenfield data weights runs/mine beta=0.5
     """
@@ -470,10 +471,11 @@ def enrich(
         bool, settings_option("data_pipelines.enrich.enrich:EnrichConfig")
     ] = False,
 ) -> None:
-    """Make cheap labels for rare elements: a data set at a level of theory of its own.
+    """Generate cheaply labelled structures of rare elements, as a separate data set.
 
-    Training structures of common relatives get the rare element, with distances scaled by covalent
-    radii, and are rattled and labelled by the oracle.
+    The command takes training structures with a common, chemically similar element and puts the
+    rare element in its place. It scales distances by covalent radii, rattles the atoms, and labels
+    the result with the oracle. The new data set has its own level of theory.
 
     Example: evenfield data enrich runs/mine runs/mine-cheap oracle=GFN1-xTB elements=rare
     """

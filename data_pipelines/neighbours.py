@@ -1,4 +1,4 @@
-"""Neighbour lists from vesin, a compiled library; the only place that calls it."""
+"""Neighbour lists from the compiled library vesin. No other module calls it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from vesin import NeighborList
 from ..core.errors import EvenfieldError
 
 
-# vesin scales a flat or thin grid of boxes down to 1e5 by itself, and there it divides by zero and
-# ends the process
+# vesin itself limits its grid to 1e5 boxes. For a flat or thin grid it then divides by zero, which
+# ends the process.
 MAX_BOXES = 20_000
 
-# Limits of what is searched. Carbon in diamond has 5.7 A^3; at a tenth of this volume a search
-# within 5 A already finds tens of thousands of neighbours of each atom.
+# Limits of a search. An atom in diamond has 5.7 A^3. At the volume below, a search within 5 A finds
+# thousands of neighbours of each atom.
 MIN_VOLUME_PER_ATOM = 0.1  # A^3
 MAX_IMAGES = 10_000  # of the cell along one axis, within the cutoff
 MAX_LENGTH = 1e5  # A, of a cell along a periodic axis
-MAX_VECTOR = 1e15  # A, of any component; its cube is a number still
-MAX_COORDINATE = 1e10  # A; float64 tells places there apart by 2e-6 A
-# A search may find as many pairs as if each atom had those of hydrogen under 500 GPa, and this many
-# more, some hundred megabytes at most while they are found and sorted.
+MAX_VECTOR = 1e15  # A, of any component; its cube does not overflow
+MAX_COORDINATE = 1e10  # A; the spacing of float64 numbers there is 2e-6 A
+# A search may find as many pairs as there are at the density of hydrogen under 500 GPa
+# (LEAST_MEAN_VOLUME), plus this number. The additional pairs take a few hundred megabytes at most
+# while they are found and sorted.
 MAX_FREE_PAIRS = 1_000_000
-LEAST_MEAN_VOLUME = 1.0  # A^3 for each atom
+LEAST_MEAN_VOLUME = 1.0  # A^3 per atom
 SPHERE = 4 / 3 * np.pi
 
-# of the three faces of a cell; also the axes of the two products in a component of a cross product
+# Indices of the two edges of each of the three faces of a cell. They are also the indices of the
+# factors in each component of a cross product.
 FIRST_EDGES = np.array([1, 2, 0])
 SECOND_EDGES = np.array([2, 0, 1])
 
 
 class GeometryError(EvenfieldError):
-    """Positions or a cell for which there are no neighbours: not finite, collapsed, or burst."""
+    """Positions or a cell that cannot be searched: not finite, collapsed, or exploded."""
 
 
 def neighbour_list(
@@ -40,22 +42,25 @@ def neighbour_list(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All ordered pairs (sender j, receiver i) within `cutoff` (A), sorted by receiver.
 
-    positions (N, 3) and cell (3, 3) in A; cell vectors along which nothing is periodic may be 0.
+    positions (N, 3) and cell (3, 3) are in A; pbc is (3,). Cell vectors of non-periodic directions
+    may be zero.
 
     Returns edge_index (2, E) int64 and cell_shifts (E, 3) float64. The vector from receiver to
-    sender is `positions[j] - positions[i] + cell_shifts @ cell`. An atom is its own neighbour
-    through the cell's images but never at zero shift.
+    sender is `positions[j] - positions[i] + cell_shifts @ cell`. An atom can be a neighbour of its
+    own periodic images, but never of itself at zero shift.
 
-    Raises GeometryError for numbers that are not finite, for a periodic direction without a cell
-    vector, and for a cell that has collapsed or burst. A dynamics that explodes and a relaxation
-    that goes wrong arrive here. The search would end the process or take all memory.
+    Raises GeometryError for a structure without atoms, for numbers that are not finite or too
+    large, for a periodic direction without a cell vector, for a cell that has collapsed, exploded
+    or become too oblique, and for atoms that are too close together. Exploding dynamics and failed
+    relaxations end up here. Without these checks, the search would crash the process or use all
+    memory.
     """
     positions = np.ascontiguousarray(positions, np.float64)
     cell = np.ascontiguousarray(cell, np.float64)
     pbc = np.asarray(pbc, bool)
     _check_finite(positions, cell)
     if np.any(pbc) and not np.all(pbc):
-        # completing the cell would hide a vector that is missing
+        # complete_cell would replace a missing vector of a periodic direction too
         _check_vectors(cell, pbc)
         cell = np.ascontiguousarray(complete_cell(cell))
 
@@ -63,8 +68,8 @@ def neighbour_list(
     wraps = np.zeros_like(positions)
     search = _search_radius(compact, cell, pbc, cutoff)
     if search > cutoff:
-        # fragments that fly apart leave nothing but empty boxes between them, and so does a small
-        # molecule in a large cell
+        # the structure has too many boxes, most of them empty: fragments have flown apart, or a
+        # small molecule is in a large cell
         compact, wraps, pbc = _opened(positions, cell, pbc, cutoff)
         compact = _closed_up(compact, cell, pbc, cutoff)
         search = _search_radius(compact, cell, pbc, cutoff)
@@ -82,7 +87,7 @@ def neighbour_list(
     if wraps.any():
         shifts += wraps[receiver] - wraps[sender]
     if search > cutoff:
-        # the wider search found too many pairs
+        # the search radius was larger than the cutoff, so some pairs are too long
         vectors = positions[sender] - positions[receiver] + shifts @ cell
         near = np.linalg.norm(vectors, axis=1) <= cutoff
         edge_index = edge_index[:, near]
@@ -91,7 +96,7 @@ def neighbour_list(
 
 
 def _check_finite(positions: np.ndarray, cell: np.ndarray) -> None:
-    """The search itself would end the process."""
+    """Raise GeometryError for no atoms, or for positions or a cell that would crash the search."""
     if len(positions) == 0:
         raise GeometryError("the structure has no atoms", remedy="give at least one")
     if not np.isfinite(positions).all():
@@ -115,7 +120,7 @@ def _check_finite(positions: np.ndarray, cell: np.ndarray) -> None:
 
 
 def _check_vectors(cell: np.ndarray, pbc: np.ndarray) -> None:
-    """A direction that is periodic needs a vector."""
+    """Raise GeometryError for a periodic direction whose cell vector is zero."""
     for axis in range(3):
         if pbc[axis] and not cell[axis].any():
             raise GeometryError(
@@ -134,12 +139,13 @@ def _too_large(length: float) -> GeometryError:
 def _check_extents(
     largest: float, volume: float, num_atoms: int, lowest: float, cutoff: float
 ) -> None:
-    """Refuse a periodic structure that is too large, too dense or too oblique.
+    """Raise GeometryError for a periodic structure that is too large, too dense or too oblique.
 
-    volume: A^3. largest, lowest: A, distances between opposite faces of the cell, along the
-    periodic axes.
+    volume: A^3.
+    largest, lowest: the largest and smallest distance between opposite faces of the cell, over the
+        periodic axes, A.
     """
-    # plain comparisons: this runs in every search
+    # plain comparisons of floats, because this runs in every search
     if largest > MAX_LENGTH:
         raise _too_large(largest)
     if volume < MIN_VOLUME_PER_ATOM * num_atoms or lowest == 0.0:
@@ -155,9 +161,10 @@ def _check_extents(
 
 
 def cell_heights(cell: np.ndarray) -> np.ndarray:
-    """Distances between opposite faces of a cell (3, 3), (3,) in A; 0 where it has no volume."""
-    # The area of each face is the length of the cross product of its two edges. Written out: this
-    # runs in every search, and np.cross takes ten times as long for three vectors.
+    """Distances between opposite faces of a cell (3, 3): (3,) in A, 0 if the cell has no volume."""
+    # The area of each face is the length of the cross product of its two edges. The product is
+    # written out because this runs in every search, and np.cross takes ten times as long for three
+    # vectors.
     one = cell[FIRST_EDGES]
     other = cell[SECOND_EDGES]
     normals = one[:, FIRST_EDGES] * other[:, SECOND_EDGES]
@@ -170,17 +177,17 @@ def cell_heights(cell: np.ndarray) -> np.ndarray:
 def _search_radius(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> float:
-    """The cutoff, enlarged until at most MAX_BOXES boxes of that width fill the structure, A.
+    """The cutoff (A), enlarged until at most MAX_BOXES boxes of that width span the structure.
 
     Raises GeometryError for a periodic structure that cannot be searched.
     """
     extents = np.ptp(positions, axis=0)
     if np.any(pbc):
-        # products of such lengths overflow, and then no comparison below holds
+        # the volume would overflow, and the comparisons below would be meaningless
         longest = float(np.abs(cell).max())
         if longest > MAX_VECTOR:
             raise _too_large(longest)
-        # along the other axes the search grid spans the positions, whose diagonal bounds it
+        # along the other axes the search grid spans the positions; their diagonal is an upper bound
         heights = cell_heights(cell)
         extents = np.where(pbc, heights, np.linalg.norm(extents))
 
@@ -196,9 +203,10 @@ def _search_radius(
 
 
 def _volume(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> float:
-    """The room of a structure, A^3.
+    """The volume that a structure takes up, A^3.
 
-    Along open axes, atoms at one place still have a cutoff's width of room around them.
+    Along non-periodic axes it is padded by one cutoff, so that atoms in a plane or at one point
+    still have a volume.
     """
     if np.all(pbc):
         return float(abs(np.linalg.det(cell)))
@@ -213,16 +221,16 @@ def _volume(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: fl
 def _check_number_of_pairs(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, search: float, cutoff: float
 ) -> None:
-    """Refuse a structure with so many pairs within `search` (A) that they would fill the memory.
+    """Raise GeometryError if the pairs within `search` (A) would fill the memory.
 
-    The volume of the cell does not tell: all atoms may be at one point of it.
+    The volume of the cell is not enough to tell, because all atoms may be at one point of it.
     """
     num_atoms = len(positions)
-    # most structures end here: even one that has nearly collapsed has no more pairs
+    # most structures are done here: they could not exceed the limit even if nearly collapsed
     if num_atoms * SPHERE * search**3 <= MAX_FREE_PAIRS * MIN_VOLUME_PER_ATOM:
         return
     most_pairs = MAX_FREE_PAIRS + num_atoms * SPHERE * cutoff**3 / LEAST_MEAN_VOLUME
-    # as if the atoms were spread evenly, which counts the images of a small cell
+    # a uniform density; this also counts the periodic images of a small cell
     volume = _volume(positions, cell, pbc, search)
     num_pairs = num_atoms**2 * SPHERE * search**3 / volume
     if num_pairs <= most_pairs < num_atoms**2:
@@ -240,21 +248,23 @@ def _check_number_of_pairs(
 def _pairs_in_boxes(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, search: float
 ) -> float:
-    """About how many ordered pairs of atoms are within `search` (A) of each other.
+    """Estimate how many ordered pairs of atoms are within `search` (A) of each other.
 
-    Space is cut into boxes that are at least as wide. Atoms of neighbouring boxes are neighbours
-    with the probability with which even ones are. Where the atoms are at few points, a part of the
-    pairs in each box is a better estimate.
+    Space is divided into boxes that are at least `search` wide. The pairs of atoms in the same box
+    and in adjacent boxes are counted, and multiplied by the probability that such a pair is within
+    `search` at uniform density. If the atoms are concentrated at a few points, a quarter of the
+    pairs within the boxes is a better estimate. The larger of the two estimates is returned.
     """
     if not np.any(pbc):
         cell = np.eye(3)
     fractions = _fractions(positions, cell)
     heights = cell_heights(cell)
-    # boxes along each vector; a periodic direction has a whole number of them
+    # boxes along each vector, an integer in periodic directions
     per_vector = np.where(pbc, np.maximum(np.floor(heights / search), 1), heights / search)
     fractions -= np.where(pbc, np.floor(fractions), fractions.min(axis=0))
     boxes = np.floor(fractions * per_vector).astype(np.int64)
-    # rounding can put an atom behind the last box; open directions get an empty one at both ends
+    # rounding can put an atom behind the last box; non-periodic directions get an empty box at each
+    # end
     rows = np.where(pbc, per_vector, boxes.max(axis=0) + 2).astype(np.int64)
     boxes = np.where(pbc, np.minimum(boxes, rows - 1), boxes)
     occupied, counts = np.unique(_number(boxes, rows), return_counts=True)
@@ -272,24 +282,24 @@ def _pairs_in_boxes(
 
 
 def _number(boxes: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """One number (B,) for the three indices (B, 3) of each box."""
+    """Flatten the three indices (B, 3) of each box to one index (B,)."""
     return (boxes[:, 0] * rows[1] + boxes[:, 1]) * rows[2] + boxes[:, 2]
 
 
 def _fractions(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """Coordinates (N, 3) along the vectors of a cell."""
+    """Fractional coordinates (N, 3) of positions (N, 3) in a cell (3, 3)."""
     return np.linalg.solve(cell.T, positions.T).T
 
 
 def _opened(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The structure with periodic directions opened where there is more empty room than `cutoff`.
+    """Make periodic directions non-periodic if they contain a vacuum wider than `cutoff` (A).
 
-    Atoms on both sides of the empty room are no neighbours, before and after.
+    Atoms on opposite sides of such a vacuum are not neighbours, so the pairs stay the same.
 
-    Returns positions of the same atoms in other images, the images that were subtracted (N, 3), and
-    which directions are still periodic (3,).
+    Returns the positions (N, 3), where atoms may have moved to other periodic images, the lattice
+    shifts that were subtracted (N, 3), and the remaining periodic directions (3,).
     """
     pbc = pbc.copy()
     wraps = np.zeros_like(positions)
@@ -305,10 +315,10 @@ def _opened(
         gaps = np.diff(order, append=order[0] + 1)
         widest = int(np.argmax(gaps))
         if gaps[widest] * heights[axis] <= cutoff:
-            # it stays periodic; atoms that have wandered far along it come back into the cell
+            # the direction stays periodic; atoms that have drifted far are wrapped into the cell
             wraps[:, axis] = whole
             continue
-        # the first atom behind the empty room is the first of all
+        # unwrap the atoms so that the first one behind the vacuum comes first
         first = order[(widest + 1) % len(order)]
         wraps[:, axis] = whole - (inside < first)
         pbc[axis] = False
@@ -318,9 +328,10 @@ def _opened(
 def _closed_up(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> np.ndarray:
-    """Positions with the empty stretches along open directions shortened to twice the cutoff.
+    """Shorten gaps along non-periodic directions to at most twice the cutoff; returns (N, 3) in A.
 
-    Atoms on both sides of such a stretch are no neighbours, before and after.
+    Atoms on opposite sides of such a gap are not neighbours before or after, so the pairs stay the
+    same.
     """
     directions = np.eye(3)
     if np.any(pbc):
@@ -341,5 +352,5 @@ def _closed_up(
 
 
 def _num_boxes(extents: np.ndarray, width: float) -> float:
-    """How many boxes of a width fill a space with these extents."""
+    """Number of boxes of the given width (A) that fill a space with extents (3,) in A."""
     return float(np.prod(np.floor(extents / width) + 1))

@@ -1,4 +1,4 @@
-"""The canonical record: one structure with its labels, and the checks that it must pass.
+"""The canonical record: one labelled structure, and the checks that it must pass.
 
 Shapes: N atoms. Units: A, eV, eV/A, eV/A^3. Cell rows are lattice vectors.
 Stress is 3x3, symmetric and tensile-positive (ASE's sign).
@@ -11,9 +11,10 @@ positions           (N, 3)        A
 cell                (3, 3)        A, rows are lattice vectors, zero when not periodic
 pbc                 (3,)          periodic along each lattice vector
 labels              dict          energy, forces, stress: see core/labels.py
-level_of_theory     str           energies with the same tag share one zero
+level_of_theory     str           energies at the same level share one zero
 structure_id        str           unique within a data set
-group               str           one group is never divided between two splits
+group               str           structures of one group stay in one split
+split               str or None   train, valid or test, if the source states it
 ==================  ============  ==================================================
 """
 
@@ -35,26 +36,28 @@ from .neighbours import GeometryError, cell_heights, neighbour_list
 
 SCHEMA_VERSION = 1
 MAX_ATOMIC_NUMBER = 118
-MIN_DISTANCE = 0.3  # A; nuclei that are closer are a mistake
+MIN_DISTANCE = 0.3  # A; nuclei closer than this are an error in the data
 MIN_VOLUME = 1e-6  # A^3
-# A; the neighbour search bins space by its cutoff, and at 0.3 A it is 50 times slower
+# A; the neighbour search divides space into bins as wide as its cutoff: at MIN_DISTANCE it would
+# be 50 times slower
 SEARCH_RADIUS = 2.0
-# A, of a coordinate or a cell vector; at 1e4 A float32 positions are rounded to 0.001 A
+# A, any component of a position or cell vector; at 1e4 A, float32 rounds positions to 0.001 A
 MAX_LENGTH = 1e3
-# A stress is asymmetric beyond this share of its largest number, and beyond this many eV/A^3. Codes
-# print a few digits, and a relaxed crystal has little more than their rounding.
+# A stress counts as asymmetric if it exceeds both limits: this fraction of its largest component,
+# and this difference in eV/A^3. The absolute limit is needed because codes print a few digits, and
+# the stress of a relaxed crystal is hardly larger than their rounding.
 ASYMMETRY_SHARE = 0.05
 ASYMMETRY = 1e-4
 SPLITS = ("train", "valid", "test")
 
 
 class BadRecordError(EvenfieldError):
-    """A structure that must not enter the pipeline: the record, what is wrong, and the remedy."""
+    """A structure that must not enter the pipeline; names the record, the fault and the remedy."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """One canonical record; fields, shapes and units as in the table of this module."""
+    """One canonical record; the table in the module docstring gives shapes and units."""
 
     atomic_numbers: np.ndarray
     positions: np.ndarray
@@ -64,7 +67,7 @@ class Structure:
     structure_id: str
     group: str
     labels: dict[str, Any] = field(default_factory=dict)
-    """By name of core.labels; a float or an array. A label that is absent is not known."""
+    """Name from `core.labels` -> a float or an array. An unknown label is absent."""
     split: str | None = None
 
     def __len__(self) -> int:
@@ -77,21 +80,21 @@ class Structure:
 
     @property
     def energy(self) -> float | None:
-        """Total energy in eV."""
+        """Total energy in eV; None if unknown."""
         return self.labels.get("energy")
 
     @property
     def forces(self) -> np.ndarray | None:
-        """(N, 3) in eV/A."""
+        """Forces, (N, 3) in eV/A; None if unknown."""
         return self.labels.get("forces")
 
     @property
     def stress(self) -> np.ndarray | None:
-        """(3, 3) in eV/A^3, tensile-positive."""
+        """Stress, (3, 3) in eV/A^3, tensile-positive; None if unknown."""
         return self.labels.get("stress")
 
     def with_labels(self, **labels: Any) -> Structure:
-        """The structure with these labels instead of its own; None removes one."""
+        """A copy in which the given labels replace the present ones; None removes a label."""
         return replace(self, labels=present(self.labels | labels))
 
     @classmethod
@@ -104,10 +107,10 @@ class Structure:
         split: str | None = None,
         **labels: Any,
     ) -> Structure:
-        """ase.Atoms with the given labels; a label that is None is left out.
+        """Build a record from ase.Atoms and the given labels; a label that is None is left out.
 
-        The calculator and the info of `atoms` are not read; `sources.read.structure_from_atoms`
-        does that.
+        This does not read the calculator or `atoms.info`. Use `sources.read.structure_from_atoms`
+        to read labels from them.
 
         >>> from ase.build import molecule
         >>> water = Structure.from_atoms(molecule("H2O"), "PBE", "water-1", energy=-14.2)
@@ -127,7 +130,7 @@ class Structure:
         )
 
     def to_atoms(self) -> Atoms:
-        """The structure as ase.Atoms, its labels in a SinglePointCalculator."""
+        """Convert to ase.Atoms, with the labels in a SinglePointCalculator."""
         atoms = Atoms(
             numbers=self.atomic_numbers, positions=self.positions, cell=self.cell, pbc=self.pbc
         )
@@ -139,8 +142,9 @@ class Structure:
 def check_symmetric(tensor: np.ndarray, name: str) -> None:
     """Raise BadRecordError for a stress or virial (9,) or (3, 3) that is not symmetric.
 
-    Programs round, and symmetrise with a finite tolerance. Beyond that, numbers are in another
-    order or belong to something else, and a mean or one half of them would hide it.
+    Programs round their output and symmetrise with a finite tolerance. A larger asymmetry means
+    that the components are in another order or are not a stress at all. Averaging them, or taking
+    one triangle, would hide that.
     """
     full = np.asarray(tensor, dtype=np.float64).reshape(3, 3)
     difference = np.abs(full - full.T).max()
@@ -153,7 +157,7 @@ def check_symmetric(tensor: np.ndarray, name: str) -> None:
 
 
 def full_stress(stress: np.ndarray) -> np.ndarray:
-    """A stress given as Voigt (6,), flat (9,) or (3, 3), as a symmetric (3, 3)."""
+    """Expand a stress in Voigt (6,), flat (9,) or (3, 3) form to a symmetric (3, 3)."""
     stress = np.asarray(stress, dtype=np.float64)
     full = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
     return 0.5 * (full + full.T)
@@ -167,14 +171,17 @@ class Pairs:
     """Ordered pairs of atoms within a radius, periodic images included."""
 
     edge_index: np.ndarray
-    """(2, E) sender and receiver, sorted by receiver."""
+    """(2, E) int64: sender and receiver, sorted by receiver."""
 
     lengths: np.ndarray
-    """(E,) A"""
+    """(E,) distances in A"""
 
 
 def pairs_within(structure: Structure, radius: float) -> Pairs:
-    """All pairs of a structure within `radius` (A). Raises GeometryError."""
+    """All pairs of atoms within `radius` (A).
+
+    Raises GeometryError if the structure cannot be searched for neighbours.
+    """
     positions = structure.positions
     edge_index, shifts = neighbour_list(positions, structure.cell, structure.pbc, radius)
     sender, receiver = edge_index
@@ -185,7 +192,7 @@ def pairs_within(structure: Structure, radius: float) -> Pairs:
 def check_structure(structure: Structure, radius: float = SEARCH_RADIUS) -> Pairs:
     """Raise BadRecordError for a structure that no model should be trained on.
 
-    Returns the pairs within `radius` (A), which must be found anyway.
+    Returns the pairs within `radius` (A). The check has to find them anyway.
     """
     check_elements(structure.atomic_numbers)
     _check_shapes(structure)
@@ -195,14 +202,14 @@ def check_structure(structure: Structure, radius: float = SEARCH_RADIUS) -> Pair
                 f"has NaN or infinite {name}", remedy="remove the label or the record"
             )
     check_labels(structure)
-    # distances last: they need a sane cell and cost the most
+    # distances come last: they need a valid cell and are the most expensive check
     _check_sizes(structure)
     _check_cell(structure)
     return _check_distances(structure, radius)
 
 
 def _check_shapes(structure: Structure) -> None:
-    """Raise BadRecordError for a geometry of another shape than its atoms need."""
+    """Raise BadRecordError if positions, cell or pbc have the wrong shape."""
     num_atoms = len(structure.atomic_numbers)
     if structure.positions.shape != (num_atoms, 3):
         raise BadRecordError(
@@ -217,7 +224,7 @@ def _check_shapes(structure: Structure) -> None:
 
 
 def check_labels(structure: Structure) -> None:
-    """Raise BadRecordError for a label of another shape than its structure needs."""
+    """Raise BadRecordError for a label of the wrong shape, or a stress that is not symmetric."""
     for name, value in structure.labels.items():
         expected = LABELS[name].shape(len(structure))
         if np.shape(value) != expected:
@@ -230,7 +237,7 @@ def check_labels(structure: Structure) -> None:
 
 
 def check_elements(atomic_numbers: np.ndarray) -> None:
-    """Raise BadRecordError for no atoms at all, a dummy atom or an unknown element."""
+    """Raise BadRecordError for an empty structure, a dummy atom or an unknown element."""
     if atomic_numbers.ndim == 1 and len(atomic_numbers) == 0:
         raise BadRecordError("has no atoms", remedy="remove it from the file")
     if atomic_numbers.ndim != 1 or atomic_numbers.dtype.kind not in "iuf":
@@ -247,12 +254,12 @@ def check_elements(atomic_numbers: np.ndarray) -> None:
 
 
 def _arrays(structure: Structure) -> dict[str, Any]:
-    """Everything in a structure that is a real number, by name."""
+    """All real-valued quantities of a structure, by name."""
     return {"positions": structure.positions, "cell": structure.cell} | structure.labels
 
 
 def _check_sizes(structure: Structure) -> None:
-    """A number far beyond what nature has is in another unit than the source says."""
+    """Raise BadRecordError for an unphysically large value: its unit must be wrong."""
     for name, value in _arrays(structure).items():
         if name in LABELS:
             label = LABELS[name]
@@ -270,11 +277,14 @@ def _check_sizes(structure: Structure) -> None:
 
 
 def _check_cell(structure: Structure) -> None:
-    """Periodic directions need a cell. Along the others the vector may be zero, as for slabs."""
+    """Raise BadRecordError if a periodic direction has no usable cell vector.
+
+    The vectors of other directions may be zero, as in slabs.
+    """
     if not structure.pbc.any():
         return
     cell = structure.cell
-    # a slab may have no third vector; any vector out of its plane gives the same heights
+    # a slab may have no third vector; any vector out of its plane gives the same cell heights
     periodic_vectors = cell[structure.pbc]
     if not structure.pbc.all() and periodic_vectors.any(axis=1).all():
         cell = complete_cell(cell)
@@ -283,7 +293,7 @@ def _check_cell(structure: Structure) -> None:
             "is periodic but its cell has no volume", remedy="give a cell or set pbc to F F F"
         )
 
-    # a very flat cell has countless images within any cutoff
+    # a very flat cell has too many images within any cutoff
     height = cell_heights(cell)[structure.pbc].min()
     if height < MIN_DISTANCE:
         raise BadRecordError(
@@ -297,7 +307,7 @@ def _check_distances(structure: Structure, radius: float) -> Pairs:
     try:
         pairs = pairs_within(structure, radius)
     except GeometryError as error:
-        # an error of one record, which a conversion may set aside
+        # a conversion can skip a BadRecordError, but not a GeometryError
         raise BadRecordError(
             f"cannot be searched for neighbours: {error.message}", remedy="remove the record"
         ) from None

@@ -1,5 +1,5 @@
-"""What all pictures share: colours, ticks, writing to disk, and the periodic table of values.
+"""Shared parts of all pictures: colours, ticks, writing to disk, and periodic tables of values.
 
-In: numbers. Out: matplotlib figures and PNG bytes. Open `style.py` first; `periodic_table.py` draws
-one value for each element. Figures of particular results are next to the results that they show.
+In: numbers. Out: matplotlib figures and PNG bytes. Start with `style.py`; `periodic_table.py` draws
+one value for each element. Figures of specific results are in the packages of these results.
 """

@@ -1,8 +1,8 @@
-"""One value for each element, as a heat map in the shape of the periodic table.
+"""Heat maps of one value per element, in the shape of the periodic table.
 
 The layout has 18 columns, with La-Yb and Ac-No in two rows below, and Lu and Lr in group 3.
-`periodic_table_heat_map` is one table in a figure of its own; `draw_periodic_table` draws into axes
-that the caller has, with a colour scale from `colour_norm` that several tables can share.
+`periodic_table_heat_map` makes a figure with a single table. `draw_periodic_table` draws into given
+axes, with a colour scale from `colour_norm` that several tables can share.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from ..numbers import short_number
 
 
 MAX_ATOMIC_NUMBER = 118
-# the largest value of a logarithmic colour scale over the smallest that has a colour of its own
+# largest ratio between the ends of a logarithmic colour scale; smaller values are clipped
 MOST_CONTRAST = 1e4
 SYMBOLS = tuple(chemical_symbols[1 : MAX_ATOMIC_NUMBER + 1])
 # 2, 8, 8, 18, 18, 32, 32: the shells in the order in which they fill
 PERIOD_LENGTHS = tuple(2 * (period // 2 + 1) ** 2 for period in range(1, 8))
 NOBLE_GASES = tuple(accumulate(PERIOD_LENGTHS))
-# rows between a period and its f block: one empty row, and a little air
+# rows between a period and its f block: one empty row and some space
 F_BLOCK_OFFSET = 2.35
 MISSING_COLOUR = "#ececec"
 MISSING_INK = "#8a8a8a"
 FRAME_INK = "#777777"
-# inches; on a page that is 1100 pixels wide, the numbers in the cells are 11 pixels high
+# inches; on a page of 1100 pixels width, the numbers in the cells are 11 pixels high
 PANEL_SIZE = (12.0, 6.2)
 
 
 @cache
 def table_position(atomic_number: int) -> tuple[float, int]:
-    """Row (1 to 7, the f block at 8.35 and 9.35) and column (1 to 18) of an element."""
+    """Row (1 to 7; the f block at 8.35 and 9.35) and column (1 to 18) of an element."""
     assert 1 <= atomic_number <= MAX_ATOMIC_NUMBER, f"no element {atomic_number}"
     period = 1
     while NOBLE_GASES[period - 1] < atomic_number:
@@ -52,7 +52,7 @@ def table_position(atomic_number: int) -> tuple[float, int]:
     to_noble_gas = NOBLE_GASES[period - 1] - atomic_number
     place = PERIOD_LENGTHS[period - 1] - to_noble_gas
 
-    # the s block, but helium is drawn above the other noble gases
+    # the s block without helium, which is drawn above the other noble gases
     if place <= 2 and to_noble_gas > 0:
         return period, place
     # the d and p blocks end in column 18
@@ -71,12 +71,14 @@ def periodic_table_heat_map(
     limits: tuple[float, float] | None = None,
     number: Callable[[float], str] = short_number,
 ) -> Figure:
-    """One value for each element as a coloured periodic table with all 118 cells.
+    """A figure with one value per element, as a coloured periodic table with all 118 cells.
 
-    values: symbol -> value in `unit`. Absent, None and NaN are grey; with `log`, so is all below 0.
+    values: symbol -> value in `unit`. Elements without a finite value are grey; with `log`, so are
+        values that are not positive.
     unit: label of the colour bar.
+    log: use a logarithmic colour scale.
     limits: range of the colours, by default the range of the values.
-    number: how a value is written in its cell.
+    number: formats the value in its cell.
     """
     figure = Figure(figsize=PANEL_SIZE, layout="constrained")
     draw_periodic_table(
@@ -97,7 +99,10 @@ def colour_norm(
     log: bool,
     limits: tuple[float, float] | None = None,
 ) -> Normalize:
-    """One colour scale over several tables, so that they can be compared by eye."""
+    """A common colour scale for several tables, so that they can be compared by eye.
+
+    tables, log, limits: as `values`, `log` and `limits` of `periodic_table_heat_map`.
+    """
     shown = []
     for values in tables:
         for value in values.values():
@@ -110,14 +115,14 @@ def colour_norm(
         low = min(shown)
         high = max(shown)
         if log:
-            # Forces that vanish by symmetry have errors of 1e-8, which would take all the colours.
+            # force errors of 1e-8, where forces vanish by symmetry, would use up the colour scale
             low = max(low, high / MOST_CONTRAST)
     else:
-        # nothing to show; matplotlib still needs a range
+        # there is nothing to show, but matplotlib still needs a range
         low = 1.0
         high = 10.0
 
-    # a single value still needs a scale around it
+    # a single value needs a range around it
     if low == high and log:
         low = low / 2
         high = high * 2
@@ -157,7 +162,7 @@ def draw_periodic_table(
         _centred_text(axes, column, row - 0.14, symbol, size=12.5, weight="bold", color=ink)
         faces.append(face)
         cells.append(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94))
-    # one collection: 118 patches on their own take four times as long to draw
+    # one collection, because 118 separate patches take four times as long to draw
     axes.add_collection(PatchCollection(cells, facecolors=faces, edgecolors="none"))
 
     _draw_frame(axes, title)
@@ -167,12 +172,13 @@ def draw_periodic_table(
 
 def _centred_text(axes: Axes, column: float, row: float, text: str, **look: object) -> None:
     written = axes.text(column, row, text, ha="center", va="center", **look)  # type: ignore[arg-type]
-    # Texts lie inside the frame. The layout would measure each of some two hundred, several times.
+    # The texts are inside the frame, so the layout can ignore them. Otherwise it would measure each
+    # of about two hundred texts several times.
     written.set_in_layout(False)
 
 
 def _draw_frame(axes: Axes, title: str) -> None:
-    """Limits, title, and the numbers of the periods."""
+    """Set the limits and the title, and draw the numbers of the periods."""
     axes.set(xlim=(0.05, 18.55), ylim=(7 + F_BLOCK_OFFSET + 0.55, 0.15), aspect=0.93)
     axes.set_axis_off()
     axes.set_title(title, loc="left", size=15, pad=8)
@@ -180,13 +186,13 @@ def _draw_frame(axes: Axes, title: str) -> None:
         places = [(0.3, float(period))]
         if length == 32:
             places.append((2.3, period + F_BLOCK_OFFSET))
-        # annotations, because the texts of the axes are those of the cells
+        # annotations and not texts, because the axes' texts are those of the cells
         for place in places:
             axes.annotate(str(period), place, ha="center", va="center", size=9, color=FRAME_INK)
 
 
 def _draw_colour_bar(axes: Axes, colours: ScalarMappable, norm: Normalize, unit: str) -> None:
-    """In the empty place above the d block, where it costs no room."""
+    """Draw the colour bar in the empty space above the d block."""
     inset = axes.inset_axes((3.0, 1.75, 7.3, 0.42), transform=axes.transData)
     bar = axes.figure.colorbar(colours, cax=inset, orientation="horizontal")
     ticks = _bar_ticks(norm)
@@ -209,7 +215,7 @@ def _bar_ticks(norm: Normalize) -> list[float]:
         candidates = MaxNLocator(6).tick_values(low, high)
         return [tick for tick in candidates if low <= tick <= high]
 
-    # over many decades the numbers between powers of ten would overlap
+    # with many decades, labels between powers of ten would overlap
     multiples = (1, 2, 5) if high / low < 1000 else (1,)
     first_decade = int(np.floor(log10(low)))
     last_decade = int(np.ceil(log10(high)))
@@ -217,13 +223,13 @@ def _bar_ticks(norm: Normalize) -> list[float]:
     for decade in range(first_decade, last_decade + 1):
         for multiple in multiples:
             tick = multiple * 10.0**decade
-            # the highest value is often a round number, which must not fall out by rounding
+            # the highest value is often a round number, and must not be lost to rounding
             if low <= tick <= high * (1 + 1e-9):
                 ticks.append(tick)
     if len(ticks) >= 3:
         return ticks
 
-    # a range so narrow that it holds hardly any round number
+    # the range is too narrow for round numbers
     even = np.geomspace(low, high, 5)
     return [float(f"{tick:.2g}") for tick in even]
 
@@ -236,7 +242,7 @@ def _can_be_shown(value: float | None, log: bool) -> TypeGuard[float]:
 
 
 def _readable_ink(face: tuple[float, float, float, float]) -> str:
-    """Black or white, whichever has more contrast (relative luminance, WCAG 2.2)."""
+    """Black or white text, whichever has more contrast (relative luminance, WCAG 2.2)."""
     red, green, blue = (_linear_light(channel) for channel in face[:3])
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
@@ -245,7 +251,7 @@ def _readable_ink(face: tuple[float, float, float, float]) -> str:
 
 
 def _linear_light(channel: float) -> float:
-    """An sRGB channel as an amount of light."""
+    """Convert an sRGB channel to linear light."""
     if channel <= 0.04045:
         return channel / 12.92
     return float(((channel + 0.055) / 1.055) ** 2.4)

@@ -1,8 +1,8 @@
-"""The look that all pictures share, and the two ways in which they leave memory.
+"""The common style of all pictures, and functions to export them.
 
-Draw inside `rc_context(STYLE)`, take a colour and a marker for each series from `looks()`, and end
-with `figure_png` (bytes) or `save_picture` (a PNG and an SVG on disk). Figures are made with
-`matplotlib.figure.Figure` and never with pyplot, which keeps global state.
+Draw inside `rc_context(STYLE)`, take a colour and a marker for each series from `looks()`, and
+export with `figure_png` (bytes) or `save_picture` (a PNG and an SVG on disk). Create figures with
+`matplotlib.figure.Figure`, not with pyplot, which keeps global state.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ..numbers import short_number
 from ..terminal import printable
 
 
-# the palette of Okabe and Ito: readers with any colour vision can distinguish its colours
+# the palette of Okabe and Ito, which readers with colour vision deficiency can distinguish
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# shapes repeat what the colours say, for prints in black and white
+# one marker per colour, for printing in black and white
 MARKERS = "osD^vP*"
 QUIET_INK = "#555555"
 
-# `Any`, because matplotlib's own type of the keys is a literal of several hundred names
+# `Any`, because matplotlib types the keys as a literal of several hundred names
 STYLE: Any = {
     "axes.grid": True,
     "grid.color": "#dddddd",
@@ -46,19 +46,19 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 
-# Texts that are made while a figure is drawn. Ticks have plain numbers, so none needs a formula.
+# for texts that are created while a figure is drawn; tick labels are plain numbers, not formulas
 NO_MATHEMATICS: Any = {"text.parse_math": False}
 
 
 def looks() -> Iterator[tuple[str, str]]:
-    """Colour and marker of one series after the other, without end."""
+    """Yield the colours and markers of successive series, without end."""
     return zip(cycle(COLOURS), cycle(MARKERS), strict=False)
 
 
 def figure_png(figure: Figure, dots_per_inch: int = 110, kind: str | None = None) -> bytes:
-    """The figure as a PNG that names no program and no date: equal figures give equal bytes.
+    """The figure as PNG bytes, without program name or date, so equal figures give equal bytes.
 
-    kind: what the figure is, kept inside the file for `destination.png_kind`.
+    kind: kind of the figure, stored in the file so that `destination.png_kind` can recognise it.
     """
     data = BytesIO()
     metadata: dict[str, str | None] = {"Software": None}
@@ -71,10 +71,10 @@ def figure_png(figure: Figure, dots_per_inch: int = 110, kind: str | None = None
 
 
 def check_drawing(path: Path, kind: str) -> str:
-    """Refuse a file of the user's where a command draws under a fixed name; returns `kind`.
+    """Check a path with a fixed name to which a command will draw a picture; returns `kind`.
 
-    An earlier picture of this kind is drawn again. Raises DestinationError; call it before any
-    work.
+    Raises DestinationError if the path holds anything but an earlier picture of this kind. Call
+    this before any work.
     """
     check_destination(
         path,
@@ -86,16 +86,16 @@ def check_drawing(path: Path, kind: str) -> str:
 
 
 def save_picture(figure: Figure, folder: Path, name: str) -> bytes:
-    """Write NAME.png and NAME.svg into a folder, and return the PNG.
+    """Write NAME.png and NAME.svg to a folder, and return the bytes of the PNG.
 
-    Raises FileError where the folder cannot be written.
+    Raises FileError if the folder cannot be written.
     """
     with file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         png = figure_png(figure, dots_per_inch=130)
         write_atomically(folder / f"{name}.png", png)
 
-        # without a salt, matplotlib draws the ids inside an SVG at random
+        # without a salt, matplotlib uses random ids in an SVG
         svg = BytesIO()
         with rc_context({"svg.hashsalt": name, **NO_MATHEMATICS}):
             figure.savefig(svg, format="svg", metadata={"Date": None})
@@ -104,22 +104,26 @@ def save_picture(figure: Figure, folder: Path, name: str) -> bytes:
 
 
 def _show_texts_as_written(figure: Figure) -> None:
-    """Names come from other people: a dollar sign starts no formula, and no character is hidden.
+    """Show all texts literally: dollar signs start no formula, and hidden characters are escaped.
 
-    Here and not where a name is drawn, so that no name is forgotten.
+    Names may come from untrusted sources. This is done for the whole figure, so that none is
+    missed.
     """
     tick_labels = set()
     for tick in figure.findobj(Tick):
         tick_labels |= {tick.label1, tick.label2}
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-        # matplotlib writes the labels of ticks anew in every drawing; ours are numbers
+        # matplotlib rewrites tick labels whenever it draws, and they are only numbers
         if text not in tick_labels:
             text.set_text(printable(text.get_text()))
 
 
 def log_if_positive(axes: Axes) -> None:
-    """A logarithmic y axis, unless a line has values below zero (a loss with learned noise can)."""
+    """Make the y axis logarithmic if all line values are positive.
+
+    A loss with learned noise, for example, can be negative.
+    """
     lines = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
     values = np.concatenate(lines) if lines else np.empty(0)
     values = values[np.isfinite(values)]
@@ -129,9 +133,10 @@ def log_if_positive(axes: Axes) -> None:
 
 
 def plain_log_ticks(axis: Axis, limits: tuple[float, float] | None = None) -> None:
-    """Ticks such as 0.02 0.05 0.1 instead of powers of ten, and more of them on a short axis.
+    """Use plain ticks such as 0.02 0.05 0.1 on a log axis, with more of them on a short axis.
 
-    `limits` replaces the axis's own range, which a secondary axis does not know before drawing.
+    limits: range of the axis. Needed for a secondary axis, which does not know its range before it
+        is drawn.
     """
     low, high = limits or axis.get_view_interval()
     span = high / low

@@ -1,6 +1,6 @@
-"""HTML pages that explain themselves and load nothing: one layout and one stylesheet for all.
+"""Self-contained HTML pages, all with the same layout and stylesheet.
 
-In: sections of text, tables and pictures. Out: one file that a browser opens without a network.
-Open `page.py` first. The inspection of a data set, the page that follows a run and the report of
-finished runs are written with it.
+In: sections of text, tables and pictures. Out: a single file that a browser can show offline. Start
+with `page.py`. It is used for the inspection of a data set, the live page of a run, and the report
+of finished runs.
 """

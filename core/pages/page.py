@@ -1,7 +1,8 @@
-"""A page is a title and sections; a section is a heading and blocks; `write_page` makes it a file.
+"""HTML pages. A page has a title and sections, and a section has a heading and blocks.
 
-The blocks are plain data, so that a caller says what it shows and never how it looks. How they look
-is in `templates/page.html.j2` and `templates/page.css`, the one layout of all pages.
+Blocks are plain data: the caller defines the content, and `templates/page.html.j2` and
+`templates/page.css` define the layout, which is the same for all pages. `write_page` writes a page
+to a file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a warning stands out, a remark steps back."""
+    """A paragraph; a warning is highlighted, a remark is less prominent."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -42,43 +43,43 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Figures:
-    """Key figures in one line: what a reader looks for first."""
+    """The key figures that a reader looks for first, in one line."""
 
     kind: ClassVar[str] = "figures"
     pairs: list[tuple[str, str]]
-    """Label and value."""
+    """(label, value)"""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A bar that is filled to a share from 0 to 1."""
+    """A progress bar; `share` is the filled part, from 0 to 1."""
 
     kind: ClassVar[str] = "progress"
     share: float
 
     @property
     def percent(self) -> str:
-        """The share as text with one digit."""
+        """The share in percent, as text with one decimal."""
         return f"{100 * self.share:.1f}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a header; the first column names the row."""
+    """Rows below a header; the first column has the names of the rows."""
 
     kind: ClassVar[str] = "table"
     caption: str
     header: list[str]
     rows: list[list[str]]
     folded: bool = False
-    """Show the caption alone, and the rows on a click."""
+    """Show only the caption until the user clicks it."""
     words: bool = False
-    """The cells are words rather than numbers: set them to the left, and break their lines."""
+    """The cells are words and not numbers: align them to the left and wrap lines."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG inside the page. `alt` says what it shows to a reader who cannot see it."""
+    """A PNG that is embedded in the page; `alt` is the alternative text for screen readers."""
 
     kind: ClassVar[str] = "picture"
     alt: str
@@ -87,13 +88,13 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """The picture as the address of an image."""
+        """The picture as a data URI for an <img> tag."""
         return f"data:image/png;base64,{b64encode(self.png).decode()}"
 
 
 @dataclass(frozen=True)
 class Document:
-    """HTML that is known to be safe, folded under its caption if it has one."""
+    """Trusted HTML; if it has a caption, it is folded below it."""
 
     kind: ClassVar[str] = "document"
     caption: str
@@ -105,19 +106,19 @@ Block = Text | Bullets | Figures | Progress | Table | Picture | Document
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks below a heading; without a heading they follow the title of the page."""
+    """Blocks below a heading; with an empty heading, they follow the title of the page."""
 
     heading: str
     blocks: Sequence[Block] = field(default_factory=list)
 
     @property
     def anchor(self) -> str:
-        """The heading as the target of a link."""
+        """The id of the heading for links."""
         return file_stem(self.heading)
 
 
 def file_stem(text: str) -> str:
-    """Text as a lower-case name that is safe in file names and links."""
+    """Convert a text to a lower-case name that is safe in file names and links."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
@@ -130,9 +131,9 @@ def write_page(
     browser_title: str = "",
     reload_seconds: float | None = None,
 ) -> Path:
-    """Write a page whole or not at all, and return its path; arguments as for `page_html`.
+    """Write a page completely or not at all, and return its path; arguments as in `page_html`.
 
-    Raises FileError where the page cannot be written.
+    Raises FileError if the page cannot be written.
     """
     html = page_html(
         title,
@@ -155,22 +156,22 @@ def page_html(
     browser_title: str = "",
     reload_seconds: float | None = None,
 ) -> str:
-    """The text of a page.
+    """The HTML text of a page.
 
     state: a word or two next to the title.
-    browser_title: name of the browser's tab, by default the title.
-    reload_seconds: the browser reads the page again after this time; None for a page that is final.
+    browser_title: title of the browser tab, by default `title`.
+    reload_seconds: time after which the browser reloads the page; None for a final page.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        # names of structures and runs come from files: they are text and never markup
+        # names of structures and runs come from files, so they must not be read as markup
         autoescape=True,
-        # a name that the template misspells is an error, not an empty place
+        # a misspelt name in the template is an error, not an empty string
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # inside the page, since a page that is sent by mail has no folder next to it
+    # embedded, so that the page can be sent as a single file
     stylesheet = (TEMPLATES / "page.css").read_text()
     return environment.get_template("page.html.j2").render(
         title=title,

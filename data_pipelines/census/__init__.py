@@ -1,5 +1,5 @@
-"""What a data set holds, and the weights that make its rare elements count.
+"""Statistics of a data set, and importance weights for its rare elements.
 
 In: converted shards. Out: a census (counts, force RMS, reference energies E0) and importance
-weights of structures and elements. Open `census.py` first, then `weights.py`.
+weights of structures and elements. Start with `census.py`, then read `weights.py`.
 """

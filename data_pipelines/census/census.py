@@ -1,7 +1,7 @@
-"""What a data set holds: counts and force RMS by element and split, levels of theory, E0.
+"""The census of a data set: counts by element and split, force RMS, levels of theory and E0.
 
-Everything is a sum over flat Arrow columns, so two censuses add up: shards or ranks can be counted
-separately.
+All quantities are sums over flat Arrow columns, so censuses can be added, and shards or ranks can
+be counted separately.
 """
 
 from __future__ import annotations
@@ -30,42 +30,43 @@ from .domain import LevelDomainCount
 from .energy_sketch import EnergySketch
 
 
-# index 0 is unused, so that Z is the index
+# length of arrays indexed by atomic number; index 0 is unused
 NUM_ELEMENTS = MAX_ATOMIC_NUMBER + 1
-# structures whose columns are counted together, so that calls are few
+# structures counted together, to keep the number of calls small
 ROWS_AT_ONCE = 2048
-# structures whose dense table of counts stays in the cache
+# structures counted at once in a dense table, which must fit into the CPU cache
 ROWS_IN_CACHE = 256
 
 
 class Census:
-    """Counts over structures, taken from Arrow tables; two add up with `+`."""
+    """Counts over structures in Arrow tables; two censuses can be added with `+`."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("atomic_numbers", "forces", "energy", "level_of_theory")
 
     def __init__(self) -> None:
-        # split -> (119,)
+        # split -> (119,): structures that contain each element, and atoms of each element
         self.structures: dict[str, np.ndarray] = {}
         self.atoms: dict[str, np.ndarray] = {}
-        # of the train split: sum of squared components in eV^2/A^2, and their number
+        # train split, by element: sum of squared force components (eV^2/A^2), and their number
         self.force_square = _zeros()
         self.force_count = _zeros()
-        # level of theory -> ...
+        # level of theory -> fit of E0 to the train split
         self.references: dict[str, ReferenceFit] = {}
+        # level -> split -> number of structures
         self.level_counts: dict[str, dict[str, int]] = {}
-        # level -> (119,): structures of the train split
+        # level -> (119,): structures of the train split that contain each element
         self.level_elements: dict[str, np.ndarray] = {}
-        # level -> which energies it has, in any split
+        # level -> sketch of its energies in all splits
         self.sketches: dict[str, EnergySketch] = {}
-        # of the train split; only a conversion, which knows the neighbours, fills it
+        # level -> domain of the train split; only a conversion fills it, as it knows the neighbours
         self.domains: dict[str, LevelDomainCount] = {}
 
     @property
     def levels(self) -> list[str]:
-        """Levels of theory, the one with the most structures first."""
+        """Levels of theory, sorted by number of structures in descending order."""
 
         def minus_structures(level: str) -> int:
-            # the sign makes an ascending sort a descending one, which keeps ties in their order
+            # the minus sign sorts in descending order; ties keep their original order
             return -sum(self.level_counts[level].values())
 
         return sorted(self.level_counts, key=minus_structures)
@@ -75,7 +76,6 @@ class Census:
         _add_counts(self.atoms, other.atoms)
         self.force_square += other.force_square
         self.force_count += other.force_count
-        # a level of theory that only the other census has starts from nothing
         for level, reference in other.references.items():
             own_reference = self.references.setdefault(level, ReferenceFit())
             own_reference.merge(reference)
@@ -99,9 +99,9 @@ class Census:
         return total
 
     def add_table(self, table: pa.Table, split: str) -> None:
-        """Count the structures of a table that has COLUMNS.
+        """Count the structures of a table with the columns COLUMNS, all of one split.
 
-        Raises ValueError for a damaged table; `count_shards` knows the file and names it.
+        Raises ValueError for a damaged table; `count_shards` adds the name of the file.
         """
         numbers = table["atomic_numbers"].combine_chunks()
         atomic_numbers = numbers.flatten().to_numpy()
@@ -111,23 +111,23 @@ class Census:
             raise ValueError("structures without atoms or with an unknown atomic number")
 
         counts = compositions(atomic_numbers, sizes)
-        # a structure has one entry for each of its elements, whose value is the number of atoms
+        # sparse entries: one for each element of each structure, with its number of atoms
         element = counts.indices
         structures = np.bincount(element, minlength=NUM_ELEMENTS)
         atoms = np.bincount(element, counts.data, minlength=NUM_ELEMENTS)
         _add_counts(self.structures, {split: structures})
         _add_counts(self.atoms, {split: atoms})
 
-        # only training data may decide what a model is normalised by
+        # a model is normalised by training data only
         if split == "train":
             self._add_forces(table["forces"], atomic_numbers, sizes, atoms)
         self._add_levels(table, counts, split)
 
     def add_domains(self, table: pa.Table) -> None:
-        """Count the domains of training structures.
+        """Add training structures to the domains of their levels.
 
-        table: with atomic_numbers, level_of_theory, and boundary, pairs and pair_distances as in
-            `StructureDomains`.
+        table: has the columns atomic_numbers and level_of_theory, and the columns boundary, pairs
+            and pair_distances as in `StructureDomains`.
         """
         levels, codes = _levels_of(table)
         sizes = pc.list_value_length(table["atomic_numbers"]).to_numpy()
@@ -146,9 +146,9 @@ class Census:
             )
 
     def _add_levels(self, table: pa.Table, counts: csr_array, split: str) -> None:
-        """Structures of each level of theory, and their energies."""
+        """Count the structures and energies of each level of theory."""
         names, codes = _levels_of(table)
-        # numpy has no null: a missing energy is NaN
+        # to_numpy turns a null, a missing energy, into NaN
         energy = table["energy"].to_numpy()
         has_energy = ~np.isnan(energy)
         for code, level in enumerate(names):
@@ -157,7 +157,7 @@ class Census:
             _add_counts(by_split, {split: int(own.sum())})
             if split == "train":
                 own_entries = counts.indices
-                # the common case, one level of theory, needs no copy
+                # avoid a copy in the common case of a single level of theory
                 if not own.all():
                     own_entries = own_entries[np.repeat(own, np.diff(counts.indptr))]
                 present = np.bincount(own_entries, minlength=NUM_ELEMENTS)
@@ -168,7 +168,7 @@ class Census:
             if split != "train" or not labelled.any():
                 continue
             reference = self.references.setdefault(level, ReferenceFit())
-            # the common case, one level of theory and all energies, needs no copies
+            # avoid copies in the common case of a single level and no missing energies
             if labelled.all():
                 reference.add(counts, energy)
             else:
@@ -181,18 +181,19 @@ class Census:
         sizes: np.ndarray,
         atoms: np.ndarray,
     ) -> None:
-        """Sum of squares and number of force components by element.
+        """Add the squares and the number of force components by element.
 
+        atomic_numbers: (sum N,) of all structures, concatenated. sizes: (S,) atoms per structure.
         atoms: (119,) atoms of each element, with or without forces.
         """
         starts = _starts(sizes)
         first = 0
-        # chunk by chunk, which stay in the cache
+        # single chunks fit into the cache
         for chunk in forces.chunks:
             last = first + len(chunk)
             own = atomic_numbers[starts[first] : starts[last]]
             if chunk.null_count:
-                # a null has no components in the flat column, so its atoms must not count either
+                # a null contributes nothing to the flat column, so its atoms must not count
                 has_forces = chunk.is_valid().to_numpy(zero_copy_only=False)
                 labelled = np.repeat(has_forces, sizes[first:last])
                 without = np.bincount(own[~labelled], minlength=NUM_ELEMENTS)
@@ -205,7 +206,7 @@ class Census:
         self.force_count += 3 * atoms
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready summary; elements by symbol, energies in eV, forces in eV/A."""
+        """A summary as JSON content: elements by symbol, energies in eV, forces in eV/A."""
         in_all_splits = sum(self.structures.values(), _zeros())
         present = np.flatnonzero(in_all_splits).tolist()
 
@@ -238,16 +239,16 @@ class Census:
         return {"per_element": per_element, "levels_of_theory": levels}
 
     def _main_level(self) -> str:
-        """The level with the most training energies, whose E0 helps to fit those of the others."""
+        """The level with the most training energies; its E0 serve as a prior for other levels."""
 
         def energies(level: str) -> tuple[int, str]:
-            # names break a tie, so that the order of merging does not matter
+            # the name breaks ties, so that the order of merging does not matter
             return self.references[level].count, level
 
         return max(self.references, key=energies, default="")
 
     def _force_rms(self, atomic_number: int) -> float | None:
-        """Root mean square of a force component, eV/A; None without any."""
+        """Root mean square of the force components of an element, eV/A; None without forces."""
         count = self.force_count[atomic_number]
         if not count:
             return None
@@ -256,28 +257,31 @@ class Census:
 
 
 class ReferenceFit:
-    """Reference energies E0 (eV per atom of each element) by ridge least squares on composition.
+    """Fit of reference energies E0 (eV per atom of each element) by ridge regression.
 
     Minimises
 
         sum_s (E_s - sum_z n_sz E0_z)^2 / N_s^2  +  RIDGE * sum_z A_zz (E0_z - prior_z)^2
 
-    where A_zz = sum_s (n_sz / N_s)^2, so that the ridge (the precision of the prior) weighs as much
-    on a rare element as on a common one. The prior is the mean energy per atom in a first solution,
-    and that solution in a second, which removes the bias of the ridge where the data determine E0.
-    An element is undetermined when the compositions leave its E0 to the prior.
+    for structures s with energy E_s, N_s atoms and n_sz atoms of element z. The factor
+    A_zz = sum_s (n_sz / N_s)^2 makes the ridge (the precision of the prior) equally strong for rare
+    and common elements. The problem is solved twice. The prior of the first solution is the mean
+    energy per atom, and the prior of the second is the first solution. This removes the bias of the
+    ridge from all E0 that the data determine. An element is undetermined if the compositions leave
+    its E0 to the prior.
 
-    A level of theory of few compositions leaves most of its E0 to the prior, and the mean energy is
-    a bad one: it put new slabs of OC20 1.7 eV/atom off. There, `solve` also tries another level,
-    whose E0 are moved by one shift, as the prior mean. The precision of that prior, relative to
-    that of the data, maximises the evidence (Bishop, Pattern Recognition and Machine Learning,
-    section 3.5). The other level is used only where the evidence prefers it to the mean energy.
+    If a level of theory has few compositions, the prior decides most of its E0, and the mean energy
+    is a poor prior: predictions for new slabs of OC20 were off by 1.7 eV/atom. For such a level,
+    `solve` also tries the E0 of another level, plus a constant shift, as the mean of the prior. The
+    precision of this prior, relative to the precision of the data, maximises the evidence (Bishop,
+    Pattern Recognition and Machine Learning, section 3.5). The other level is used only if the
+    evidence prefers it to the mean energy.
     """
 
     RIDGE: ClassVar[float] = 1e-6
-    # share of an element in an undetermined combination of elements, above which it counts as such
+    # an element is undetermined if its share in an undetermined combination exceeds this
     UNDETERMINED_SHARE: ClassVar[float] = 1e-4
-    # precisions of the prior that are tried, relative to that of an energy per atom
+    # precisions of the prior to try, relative to the precision of an energy per atom
     PRECISIONS: ClassVar[np.ndarray] = 10.0 ** np.arange(-12, 4.1, 0.5)
 
     def __init__(self) -> None:
@@ -289,7 +293,10 @@ class ReferenceFit:
         self.count = 0
 
     def add(self, counts: csr_array, energies: np.ndarray) -> None:
-        """Count labelled structures: atoms of each element (S, 119) and energies (S,) in eV."""
+        """Add labelled structures.
+
+        counts: (S, 119) atoms of each element. energies: (S,) in eV.
+        """
         num_elements = np.diff(counts.indptr)
         sizes = np.add.reduceat(counts.data, counts.indptr[:-1])
         size_of_entry = np.repeat(sizes, num_elements)
@@ -298,7 +305,7 @@ class ReferenceFit:
         share = counts.data / size_of_entry
         per_atom = energies / sizes
         self.normal += _sum_of_products(share, counts.indices, counts.indptr)
-        # the division by N_s, squared in the loss, is in `share` and `per_atom`
+        # the loss divides by N_s^2: one factor is in `share`, the other in `per_atom`
         weighted = share * np.repeat(per_atom, num_elements)
         self.moment += np.bincount(counts.indices, weighted, NUM_ELEMENTS)
         self.energy_per_atom += float(per_atom.sum())
@@ -306,7 +313,7 @@ class ReferenceFit:
         self.count += len(energies)
 
     def merge(self, other: ReferenceFit) -> None:
-        """Add the structures that another fit has counted."""
+        """Add the structures of another fit."""
         self.normal += other.normal
         self.moment += other.moment
         self.energy_per_atom += other.energy_per_atom
@@ -318,7 +325,7 @@ class ReferenceFit:
     ) -> tuple[dict[int, float], list[int]]:
         """E0 by atomic number (eV), and the elements whose E0 the data do not determine.
 
-        another_level: its E0 by atomic number, a prior that the fit may use.
+        another_level: E0 of another level by atomic number (eV), which may serve as the prior.
         """
         present = np.flatnonzero(np.diag(self.normal))
         if not len(present):
@@ -339,8 +346,8 @@ class ReferenceFit:
             residual = moment - normal @ e0
             e0 += inverse @ residual
 
-        # Directions with an eigenvalue below the ridge are left to the prior, and so is every
-        # element with a share in one of them.
+        # The prior decides in directions whose eigenvalue is below the ridge. Elements with a share
+        # in such a direction are undetermined.
         free_directions = vectors[:, values < self.RIDGE]
         has_share = np.abs(free_directions) > self.UNDETERMINED_SHARE
         undetermined = present[has_share.any(axis=1)]
@@ -354,26 +361,26 @@ class ReferenceFit:
         return by_number, undetermined.tolist()
 
     def _shifted(self, another_level: Mapping[int, float], present: np.ndarray) -> np.ndarray:
-        """E0 (Z,) of another level plus the shift that leaves a mean error of zero.
+        """E0 (Z,) of another level, shifted by a constant so that the mean error is zero.
 
-        Elements that the other level lacks get the mean of the others.
+        Elements that the other level lacks get the mean of its E0. present: (Z,) atomic numbers.
         """
         mean = sum(another_level.values()) / len(another_level)
         e0 = np.array([another_level.get(number, mean) for number in present.tolist()])
-        # the shares of a structure add up to 1: row sums are the shares summed over structures
+        # each structure's shares sum to 1, so row sums are element shares summed over structures
         shares = self.normal[np.ix_(present, present)].sum(axis=1)
         return e0 + (self.energy_per_atom - shares @ e0) / self.count
 
     def _near(self, prior: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, float]:
-        """E0 (Z,) that a Gaussian prior around `prior` gives, and the logarithm of its evidence.
+        """E0 (Z,) from a Gaussian prior with the mean `prior` (Z,), and the log evidence.
 
-        The evidence, up to a constant, for S energies with the variance v and a prior precision of
-        k / v is
+        For S energies with variance v and a prior precision of k / v, the log evidence is, up to a
+        constant,
 
             -1/2 (S log v + sum_i log(1 + l_i / k)),    v = (r^2 - sum_i b_i^2 / (l_i + k)) / S
 
-        where l_i are the eigenvalues of the normal matrix, b_i the components of the moment of what
-        the prior leaves of the energies, and r^2 the sum of the squares of the latter.
+        where l_i are the eigenvalues of the normal matrix. r^2 is the sum of squared residuals of
+        the prior, and b_i are the components of the residuals' moment along the eigenvectors.
         """
         normal = self.normal[np.ix_(present, present)]
         moment = self.moment[present]
@@ -381,7 +388,8 @@ class ReferenceFit:
         values = np.maximum(values, 0.0)
         along = vectors.T @ (moment - normal @ prior)
         square = self.energy_square - 2 * prior @ moment + prior @ normal @ prior
-        # Sums of squares of total energies cancel down to their last digits. They may also be zero.
+        # The residual is a difference of large sums of squares, so it may consist of nothing but
+        # rounding errors. It may also be exactly zero.
         rounding = max(1e-12 * self.energy_square, np.finfo(float).tiny)
 
         best = (-np.inf, prior)
@@ -396,7 +404,7 @@ class ReferenceFit:
         return e0, float(evidence)
 
     def to_dict(self, another_level: Mapping[int, float] | None = None) -> dict[str, Any]:
-        """E0 by symbol (eV) and the symbols of undetermined elements; see `solve`."""
+        """E0 by symbol (eV) and the symbols of undetermined elements, as JSON; see `solve`."""
         e0, undetermined = self.solve(another_level)
         return {
             "e0": {chemical_symbols[number]: value for number, value in e0.items()},
@@ -405,11 +413,12 @@ class ReferenceFit:
 
 
 def compositions(atomic_numbers: np.ndarray, sizes: np.ndarray) -> csr_array:
-    """Atoms of each element in each structure, (S, 119).
+    """Number of atoms of each element in each structure, (S, 119).
 
-    atomic_numbers: (sum N,) of the structures, end to end.  sizes: (S,) atoms of each.
+    atomic_numbers: (sum N,) of all structures, concatenated.
+    sizes: (S,) number of atoms of each structure.
     """
-    # of the dense table: the heaviest element that occurs is its last column
+    # number of columns of the dense table: up to the heaviest element that occurs
     width = int(atomic_numbers.max()) + 1
     starts = _starts(sizes)
     atoms = []
@@ -420,14 +429,14 @@ def compositions(atomic_numbers: np.ndarray, sizes: np.ndarray) -> csr_array:
         num_rows = len(own_sizes)
         own_numbers = atomic_numbers[starts[first] : starts[first + num_rows]]
 
-        # place of each atom in a dense table of structures by elements
+        # flat index of each atom in a dense table of structures by elements
         row_start = np.arange(num_rows) * width
         place = np.repeat(row_start, own_sizes)
         place += own_numbers
         dense = np.bincount(place, minlength=num_rows * width)
 
         filled = np.flatnonzero(dense)
-        # 32 bits are enough for the small table, and divide faster than 64
+        # 32 bits are enough for the small table, and their division is faster
         row, column = np.divmod(filled.astype(np.int32), np.int32(width))
         atoms.append(dense[filled])
         columns.append(column)
@@ -442,7 +451,7 @@ def compositions(atomic_numbers: np.ndarray, sizes: np.ndarray) -> csr_array:
 
 
 def _starts(sizes: np.ndarray) -> np.ndarray:
-    """Where each of some lists that lie end to end begins, and the end of the last, (S + 1,)."""
+    """Offsets (S + 1,) of concatenated lists of the given sizes (S,)."""
     ends = np.cumsum(sizes)
     return np.concatenate([[0], ends])
 
@@ -450,14 +459,16 @@ def _starts(sizes: np.ndarray) -> np.ndarray:
 def _sum_of_products(share: np.ndarray, element: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Products of the shares of every two elements, summed over structures, (119, 119).
 
-    share, element: (nnz,) as in a CSR array with row starts (S + 1,). scipy's sparse product does
-    the same in two passes over a general layout; here a row has a few entries only.
+    share, element: (nnz,) values and columns of a CSR array. starts: (S + 1,) its row offsets.
+
+    scipy's sparse product would give the same result, but needs two passes over a general layout.
+    This function makes use of the fact that a row has only a few entries.
     """
     num_entries = np.diff(starts)
     most_entries = int(num_entries.max(initial=0))
 
     first = np.arange(len(share))
-    # last entry of the same structure
+    # index of the last entry of the same structure
     last = np.repeat(starts[1:], num_entries) - 1
     products = []
     places = []
@@ -468,7 +479,7 @@ def _sum_of_products(share: np.ndarray, element: np.ndarray, starts: np.ndarray)
         second = first + step
         products.append(share[first] * share[second])
 
-        # 64 bits: the indices of a CSR array have 32
+        # avoid overflow: the indices of a CSR array have 32 bits
         row = element[first].astype(np.int64)
         places.append(row * NUM_ELEMENTS + element[second])
 
@@ -481,9 +492,10 @@ def _sum_of_products(share: np.ndarray, element: np.ndarray, starts: np.ndarray)
 
 
 def count_shards(paths: Iterable[Path]) -> Census:
-    """Census of some shards of a data set; the censuses of all ranks add up to the whole.
+    """Census of some shards of a data set.
 
-    Raises BrokenDataSetError for a damaged shard.
+    The censuses of disjoint sets of shards can be added. Raises BrokenDataSetError for a damaged
+    shard.
     """
     census = Census()
     for path in paths:
@@ -500,9 +512,9 @@ def count_shards(paths: Iterable[Path]) -> Census:
 
 
 def read_census(folder: Path | str) -> dict[str, Any]:
-    """The census that was written with a converted data set.
+    """Read census.json of a converted data set.
 
-    Raises BrokenDataSetError where it is missing or damaged.
+    Raises BrokenDataSetError if it is missing or damaged.
     """
     info = read_info(folder)
 
@@ -514,7 +526,7 @@ def read_census(folder: Path | str) -> dict[str, Any]:
     is_whole = info["census_sha256"] == hashlib.sha256(data).hexdigest()
     try:
         census: dict[str, Any] = found
-        # touched here, so that a damaged file is named before anything is computed from it
+        # access these entries here, so that a damaged file is reported before it is used
         census["per_element"].items()
         for row in census["levels_of_theory"].values():
             row["train_elements"].items()
@@ -526,7 +538,7 @@ def read_census(folder: Path | str) -> dict[str, Any]:
 
 
 def _levels_of(table: pa.Table) -> tuple[list[str], np.ndarray]:
-    """The levels of theory of some structures, and which of them each structure has, (S,)."""
+    """The levels of theory in a table, and for each structure an index into them, (S,)."""
     levels = table["level_of_theory"].combine_chunks()
     if not pa.types.is_dictionary(levels.type):
         levels = levels.dictionary_encode()
@@ -534,9 +546,9 @@ def _levels_of(table: pa.Table) -> tuple[list[str], np.ndarray]:
 
 
 def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Tables of ROWS_AT_ONCE rows or a little more.
+    """Concatenate tables until they have at least ROWS_AT_ONCE rows.
 
-    Arrow stops at every row group, and counting so few rows at a time is slow.
+    Arrow yields one row group at a time, and counting so few rows at once is slow.
     """
     held: list[pa.Table] = []
     num_rows = 0
@@ -552,23 +564,23 @@ def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _zeros() -> np.ndarray:
-    """One number for each element."""
+    """A zero for each element, (119,)."""
     return np.zeros(NUM_ELEMENTS)
 
 
 def _of_element(by_split: dict[str, np.ndarray], atomic_number: int) -> dict[str, int]:
-    """The counts of one element, by split."""
+    """Split -> count of one element."""
     return {split: int(counts[atomic_number]) for split, counts in by_split.items()}
 
 
 def _add_counts(total: dict[str, Any], further: dict[str, Any]) -> None:
-    """Add counts by split to others."""
+    """Add the values of `further` to those of `total`, key by key, in place."""
     for split, counts in further.items():
         total[split] = total.get(split, 0) + counts
 
 
 def _squared_norms(forces: pa.ListArray) -> np.ndarray:
-    """Squared norms (sum N,) of the forces of some structures."""
+    """Squared norms (sum N,) of the forces of some structures, eV^2/A^2."""
     components = forces.flatten().to_numpy().reshape(-1, 3)
-    # a product with a matrix of ones is twice as fast as a sum along the short axis
+    # a product with a vector of ones is twice as fast as a sum along the short axis
     return (components * components) @ np.ones(3, np.float32)

@@ -1,11 +1,11 @@
-"""The domain of a level of theory: where it has training structures, and where it has none.
+"""The domain of a level of theory: which kinds of structures it was trained on.
 
-A model knows forces between two elements only from structures in which they were neighbours, and
-only down to the shortest distance that these contain. It knows molecules only from molecules. The
-domain keeps as much of this as fits on a page: pairs of elements with their shortest distance,
-kinds of boundary, numbers of atoms.
+A model learns the forces between two elements only from structures in which they are neighbours,
+and only down to the shortest distance that occurs there. It learns molecules only from molecules.
+The domain is a short summary of the training structures: the pairs of elements with their shortest
+distances, the kinds of boundary, and the range of sizes.
 
-Domains merge by minima and sums, so that they can be collected shard by shard.
+Domains merge by minima and sums, so they can be collected shard by shard.
 """
 
 from __future__ import annotations
@@ -23,52 +23,54 @@ from ...core.settings import Settings
 from ..structure import MAX_ATOMIC_NUMBER, Pairs, Structure, pairs_within
 
 
-# A; two elements met if atoms of them were closer than this
+# A; two elements count as neighbours if atoms of them are closer than this
 RADIUS = 4.0
-# A, along one direction without atoms: a wider gap is vacuum, since no cutoff in use bridges it
+# A; a gap between atoms that is wider than this along a direction counts as vacuum, since no cutoff
+# in use bridges it
 VACUUM = 6.0
 # structures whose pairs are in memory together
 AT_ONCE = 256
-# structures of one kind of boundary, in sets of any size
+# this number of structures of one kind of boundary is enough in a data set of any size
 ENOUGH = 100
 NUM_ELEMENTS = MAX_ATOMIC_NUMBER + 1
 
 Boundary = Literal["molecule", "chain", "slab", "crystal"]
-# by the number of directions along which the structure goes on
+# indexed by the number of directions along which the structure is continuous
 BOUNDARIES: tuple[Boundary, ...] = ("molecule", "chain", "slab", "crystal")
 
 
 @dataclass(frozen=True)
 class StructureDomains:
-    """What some structures (S,) add to the domains of their levels."""
+    """The contributions of S structures to the domains of their levels."""
 
     boundaries: np.ndarray
-    """(S,) uint8, index into BOUNDARIES of each."""
+    """(S,) uint8, index into BOUNDARIES."""
 
     num_pairs: np.ndarray
-    """(S,) pairs of elements that met in each."""
+    """(S,) number of neighbouring pairs of elements in each structure."""
 
     pairs: np.ndarray
-    """(P,) uint16 of all structures end to end: two atomic numbers, see `_pair_code`."""
+    """(P,) uint16, element pairs of all structures, concatenated and encoded by `_pair_code`."""
 
     distances: np.ndarray
-    """(P,) float32, the shortest of each in A."""
+    """(P,) float32, shortest distance of each pair in A."""
 
     @classmethod
     def of(cls, structures: Sequence[Structure], pairs: Sequence[Pairs]) -> Self:
-        """The domains of structures, whose pairs within RADIUS are known.
+        """The contributions of structures, from their pairs of atoms within RADIUS.
 
-        All at once, since a conversion would notice calls of numpy for each of them.
+        All structures are handled at once, because numpy calls for each of them would slow down a
+        conversion.
         """
         sizes = np.array([len(structure) for structure in structures])
         atomic_numbers = np.concatenate([structure.atomic_numbers for structure in structures])
         owner = np.repeat(np.arange(len(sizes)), sizes)
-        # elements of each structure, and for each atom which of them it is
+        # the distinct elements of each structure, and for each atom the index of its element
         keys, element = np.unique(owner * NUM_ELEMENTS + atomic_numbers, return_inverse=True)
         owner_of_key, number_of_key = np.divmod(keys, NUM_ELEMENTS)
         num_elements = np.bincount(owner_of_key, minlength=len(sizes))
 
-        # a small table of elements by elements for each structure, end to end
+        # for each structure, a small table of elements by elements; all tables are concatenated
         first_element = np.cumsum(num_elements) - num_elements
         table_size = num_elements**2
         first_place = np.cumsum(table_size) - table_size
@@ -82,7 +84,7 @@ class StructureDomains:
         shortest = np.full(table_size.sum(), np.inf)
         np.minimum.at(shortest, row_start[edges[0]] + column[edges[1]], lengths)
 
-        # back from places to elements; every pair is listed in both directions
+        # convert table indices back to elements; every pair occurs in both orders
         found = np.flatnonzero(np.isfinite(shortest))
         structure = np.searchsorted(first_place, found, side="right") - 1
         row, column = np.divmod(found - first_place[structure], num_elements[structure])
@@ -104,35 +106,35 @@ class StructureDomains:
 
 
 def _pair_code(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """One number for two atomic numbers, of which the first is not the larger."""
+    """Encode a pair of atomic numbers, first <= second, as one number."""
     return first * NUM_ELEMENTS + second
 
 
 def boundary_of(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> int:
-    """Of one structure: positions (N, 3) and cell (3, 3) in A, pbc (3,); see `boundaries_of`."""
+    """`boundaries_of` for a single structure: positions (N, 3) and cell (3, 3) in A, pbc (3,)."""
     return int(boundaries_of([positions], cell[None], np.asarray(pbc, bool)[None])[0])
 
 
 def boundaries_of(
     positions: Sequence[np.ndarray], cells: np.ndarray, pbc: np.ndarray
 ) -> np.ndarray:
-    """The number of directions along which structures go on, (S,): 0 a molecule, 3 a crystal.
+    """Number of directions along which each structure is continuous, (S,): an index to BOUNDARIES.
 
-    positions: (N, 3) of each, in A.  cells: (S, 3, 3) in A.  pbc: (S, 3).
+    positions: (N, 3) of each structure, in A. cells: (S, 3, 3) in A. pbc: (S, 3).
 
-    A periodic direction does not count if a layer of VACUUM separates the images along it, as in a
-    slab or a molecule in a periodic box.
+    A periodic direction does not count if a gap wider than VACUUM separates the images along it, as
+    in a slab or a molecule in a periodic box.
     """
     numbers = pbc.sum(axis=1)
     cells = cells.copy()
     for index in np.flatnonzero(numbers < 3):
-        # vectors along which nothing is periodic may be zero; any in their place does
+        # vectors of non-periodic directions may be zero; any nonzero vector in their place will do
         cells[index] = complete_cell(cells[index]) if numbers[index] else np.eye(3)
 
-    # columns are reciprocal vectors, whose lengths are the inverse distances of the faces
+    # the columns are reciprocal vectors; their lengths are the inverse heights of the cell
     inverse = np.linalg.inv(cells)
     heights = 1.0 / np.sqrt(np.square(inverse).sum(axis=1))
-    # a thin cell has no room for vacuum, which spares many structures the search for it
+    # a thin cell has no room for vacuum, so many structures need no search for gaps
     is_wide = pbc & (heights > VACUUM)
     for axis in np.flatnonzero(is_wide.any(axis=0)):
         rows = np.flatnonzero(is_wide[:, axis])
@@ -144,25 +146,26 @@ def boundaries_of(
 def _largest_gaps(positions: Sequence[np.ndarray], reciprocal: np.ndarray) -> np.ndarray:
     """Largest gap between atoms along one cell vector (S,), as a fraction of the cell.
 
-    positions: (N, 3) of each structure.  reciprocal: (S, 3) its reciprocal vectors.
+    positions: (N, 3) of each structure, in A.
+    reciprocal: (S, 3) reciprocal vector of the direction for each structure, in 1/A.
     """
     sizes = np.array([len(own) for own in positions])
     owner = np.repeat(np.arange(len(sizes)), sizes)
     along = np.einsum("na,na->n", np.concatenate(positions), reciprocal[owner]) % 1.0
-    # one sort for all, since the whole part keeps the structures apart
+    # a single sort for all structures: the integer part keeps them apart
     along = np.sort(owner + along)
     last = np.cumsum(sizes) - 1
     first = last + 1 - sizes
 
     gaps = np.empty(len(along))
     gaps[:-1] = np.diff(along)
-    # the gap after the last atom leads through the face of the cell to the first image
+    # the gap after the last atom crosses the cell face to the image of the first atom
     gaps[last] = along[first] + 1.0 - along[last]
     return np.maximum.reduceat(gaps, first)
 
 
 class LevelDomain(Settings):
-    """The training structures of one level of theory, in a form that is stored as JSON."""
+    """The domain of the training structures of one level of theory, stored as JSON."""
 
     radius: float = Field(default=RADIUS, gt=0, description="within which pairs were looked at, A")
     structures: int = Field(ge=0, description="training structures")
@@ -182,23 +185,24 @@ class LevelDomain(Settings):
         return pairs
 
     def knows(self, boundary: Boundary) -> bool:
-        """Whether there are enough structures of a kind of boundary to learn from.
+        """Whether there are enough structures with this kind of boundary to learn from.
 
-        A hundredth of all, or ENOUGH of a large set: among thousands of crystals from a database
-        are some whose atoms are too far apart to touch, and they say nothing about molecules.
+        A hundredth of all structures is enough, and so is ENOUGH in a large set. A few are not:
+        among thousands of crystals from a database, some have atoms so far apart that they look
+        like molecules, but nothing can be learned from them about molecules.
         """
         count = self.boundaries.get(boundary, 0)
         return count > 0 and count >= min(self.structures / 100, ENOUGH)
 
     def merged(self, other: LevelDomain) -> LevelDomain:
-        """The domain of the structures of both."""
+        """The domain of the structures of both domains together."""
         total = LevelDomainCount.of(self)
         total += LevelDomainCount.of(other)
-        # pairs are complete up to the smaller radius
+        # the pairs are complete only up to the smaller radius
         return total.to_domain(min(self.radius, other.radius))
 
     def shortest(self) -> np.ndarray:
-        """Shortest distance of every two elements (119, 119) in A, symmetric; infinite if none."""
+        """Shortest distance of every two elements, (119, 119) in A, symmetric; inf if unknown."""
         table = np.full((NUM_ELEMENTS, NUM_ELEMENTS), np.inf)
         for name, distance in self.pairs.items():
             first, _, second = name.partition("-")
@@ -208,24 +212,24 @@ class LevelDomain(Settings):
 
 
 class LevelDomainCount:
-    """The domain of a level while it is collected; two add up with `+=`."""
+    """Accumulates the domain of a level; two of them can be added with `+=`."""
 
     def __init__(self) -> None:
         self.boundaries = np.zeros(len(BOUNDARIES), np.int64)
         self.fewest_atoms = np.iinfo(np.int64).max
         self.most_atoms = 0
-        # by _pair_code
+        # A, indexed by _pair_code
         self.shortest = np.full(NUM_ELEMENTS**2, np.inf, np.float32)
 
     @classmethod
     def of(cls, domain: LevelDomain) -> Self:
-        """What was collected for a domain."""
+        """The accumulator that corresponds to a finished domain."""
         count = cls()
         count.boundaries[:] = [domain.boundaries.get(name, 0) for name in BOUNDARIES]
         if domain.structures:
             count.fewest_atoms, count.most_atoms = domain.atoms
         upper = np.triu(domain.shortest())
-        # below the diagonal there is nothing, and not the distance zero
+        # triu fills the lower triangle with zeros, but no pairs are stored there
         upper[np.tril_indices(NUM_ELEMENTS, -1)] = np.inf
         count.shortest[:] = upper.ravel()
         return count
@@ -233,9 +237,10 @@ class LevelDomainCount:
     def add(
         self, boundaries: np.ndarray, sizes: np.ndarray, pairs: np.ndarray, distances: np.ndarray
     ) -> None:
-        """Count structures: boundaries and numbers of atoms (S,), codes and distances (P,) of all.
+        """Add one or more structures.
 
-        There must be at least one structure.
+        boundaries: (S,) indices into BOUNDARIES. sizes: (S,) numbers of atoms.
+        pairs: (P,) codes of element pairs. distances: (P,) their shortest distances in A.
         """
         self.boundaries += np.bincount(boundaries, minlength=len(BOUNDARIES))
         self.fewest_atoms = min(self.fewest_atoms, int(sizes.min()))
@@ -250,7 +255,7 @@ class LevelDomainCount:
         return self
 
     def to_domain(self, radius: float = RADIUS) -> LevelDomain:
-        """The domain of the structures that were counted."""
+        """The domain of the structures added so far, with pairs up to `radius` (A)."""
         pairs = {}
         for code in np.flatnonzero(self.shortest <= radius).tolist():
             first, second = divmod(code, NUM_ELEMENTS)
@@ -269,7 +274,10 @@ class LevelDomainCount:
 
 
 def domain_of(structures: Sequence[Structure]) -> LevelDomain:
-    """The domain of structures of one level of theory. Raises GeometryError."""
+    """The domain of structures of one level of theory.
+
+    Raises GeometryError if a structure cannot be searched for neighbours.
+    """
     total = LevelDomainCount()
     for first in range(0, len(structures), AT_ONCE):
         some = structures[first : first + AT_ONCE]

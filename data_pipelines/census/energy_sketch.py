@@ -1,9 +1,10 @@
-"""Which structures a level of theory has: a small sketch of their energies.
+"""A small sketch of a level's energies, which shows whether two data sets share structures.
 
-The name of a level says nothing about what is in it. Energies of many digits do: they are as good
-as a number for each labelled structure. A sketch keeps the smallest of their hashes, so that two
-sketches tell which share of the energies two data sets have in common (bottom-k sampling; Cohen and
-Kaplan, PODC 2007). Its size does not grow with the data.
+The name of a level of theory does not identify its data. Energies with many digits do, because
+each of them practically identifies its structure. A sketch keeps the smallest hashes of the
+energies. Two sketches then give an estimate of the fraction of energies that two data sets have in
+common (bottom-k sampling; Cohen and Kaplan, PODC 2007). The size of a sketch does not grow with the
+data.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from typing import Self
 import numpy as np
 
 
-SIZE = 64  # hashes that are kept
+SIZE = 64  # number of hashes that are kept
 
-# splitmix64 (Steele, Lea and Flood, OOPSLA 2014): a bijection of 64 bits that mixes well
+# constants of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), a well-mixing bijection of 64 bits
 INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
 SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
 
 
 class EnergySketch:
-    """The SIZE smallest hashes of different energies; two add up with `+=`."""
+    """The SIZE smallest hashes of distinct energies; sketches can be added with `+=`."""
 
     def __init__(self) -> None:
         self.hashes = np.zeros(0, np.uint64)
 
     def add(self, energies: np.ndarray) -> None:
-        """Count the energies (S,) of some structures, in eV."""
+        """Add the energies (S,) of some structures, in eV."""
         self._keep(hashes_of(energies))
 
     def __iadd__(self, other: EnergySketch) -> Self:
@@ -37,19 +38,19 @@ class EnergySketch:
         return self
 
     def to_list(self) -> list[str]:
-        """JSON has no integers of 64 bits, so hashes are written in hexadecimal."""
+        """The hashes as hexadecimal strings, because JSON has no 64-bit integers."""
         return [f"{value:016x}" for value in self.hashes.tolist()]
 
     def _keep(self, further: np.ndarray) -> None:
         if len(self.hashes) == SIZE:
-            # most energies of a large level are above, and need not be sorted
+            # discard most hashes of a large level before sorting
             further = further[further < self.hashes[-1]]
         if len(further):
             self.hashes = np.unique(np.concatenate([self.hashes, further]))[:SIZE]
 
 
 def hashes_of(energies: np.ndarray) -> np.ndarray:
-    """A number of 64 bits (S,) for each energy (S,) of double precision."""
+    """A 64-bit hash (S,) for each float64 energy (S,)."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64
         mixed = np.ascontiguousarray(energies, np.float64).view(np.uint64) + INCREMENT
         mixed = (mixed ^ (mixed >> np.uint64(30))) * FIRST_FACTOR
@@ -58,10 +59,10 @@ def hashes_of(energies: np.ndarray) -> np.ndarray:
 
 
 def common(part: Sequence[str], whole: Sequence[str]) -> tuple[int, int]:
-    """How many energies of one sketch another data set has too, and of how many that is known.
+    """How many energies of `part` are also in `whole`, and how many of `part` can be judged.
 
-    part, whole: as `EnergySketch.to_list` gives them. A hash above all of a full sketch of the
-    whole may have been left out there, so nothing is known of it.
+    part, whole: sketches as returned by `EnergySketch.to_list`. If the sketch of the whole is
+    full, hashes larger than all of its hashes cannot be judged, since they may have been discarded.
     """
     judged = set(part)
     if len(whole) >= SIZE:

@@ -1,4 +1,4 @@
-"""Importance weights: rare elements count more, within a stated loss of effective sample size."""
+"""Importance weights: rare elements count more, within a limited loss of effective sample size."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ...core.settings import Settings
 from .census import NUM_ELEMENTS
 
 
-# atomic numbers end to end (sum N,), and where each structure begins (S + 1,)
+# concatenated atomic numbers (sum N,), and the offset of each structure (S + 1,)
 ElementLists = tuple[np.ndarray, np.ndarray]
-# the same, and the level of theory of each structure (S,)
+# as ElementLists, plus the level of theory of each structure (S,)
 LevelLists = tuple[np.ndarray, np.ndarray, np.ndarray]
 BISECTIONS = 60
 
 
 class WeightConfig(Settings):
-    """How strongly rare elements are favoured, and where the weights act."""
+    """How strongly rare elements are favoured, and where the weights are applied."""
 
     beta: float = Field(
         default=0.0, ge=0, le=1, description="a_z ~ n_z^-beta; 0 weights all structures alike"
@@ -40,16 +40,19 @@ class WeightConfig(Settings):
 
 
 class ElementWeights:
-    """Weight of a structure: the largest (or mean) weight of its elements, clipped, with mean 1.
+    """Weights of structures: the largest (or mean) weight of their elements, clipped, with mean 1.
 
-    The largest is the default, because a rare element in a large cell of common ones would
-    otherwise stay unseen.
+    The largest weight is the default. With the mean, a rare element among many common elements
+    would hardly count.
     """
 
     def __init__(
         self, element_weight: np.ndarray, cap: float, scale: float, over: str = "max"
     ) -> None:
-        """`element_weight` (119,) is clipped at `cap`, then multiplied by `scale`."""
+        """Weights from `element_weight` (119,), clipped at `cap` and then multiplied by `scale`.
+
+        over: "max" for the largest weight of a structure's elements, "mean" for their mean.
+        """
         self.element_weight = element_weight
         self.cap = cap
         self.scale = scale
@@ -59,21 +62,21 @@ class ElementWeights:
     def fit(
         cls, counts: np.ndarray, element_lists: Iterable[ElementLists], config: WeightConfig
     ) -> ElementWeights:
-        """Weights for a data set.
+        """Fit weights to a data set.
 
-        counts: (119,) structures that contain each element.
-        element_lists: a sample of the data set, which fixes cap and scale.
+        counts: (119,) number of structures that contain each element.
+        element_lists: a sample of the data set, which determines the cap and the scale.
 
-        The cap is the largest for which the effective sample size stays above
+        The cap is the largest value for which the effective share of the sample stays above
         `min_effective_share`.
         """
-        # at least 1, because 0 has no negative power
+        # at least 1, because a negative power of 0 is infinite
         powers = np.maximum(counts, 1.0) ** -config.beta
         element_weight = np.where(counts > 0, powers, 0.0)
         if config.beta == 0:
             return cls(element_weight, cap=1.0, scale=1.0, over=config.over)
 
-        # weights of the sample, before they are clipped and brought to mean 1
+        # weights of the sample, before they are clipped and scaled to a mean of 1
         unscaled = cls(element_weight, cap=np.inf, scale=1.0, over=config.over)
         sampled = [unscaled(numbers, starts) for numbers, starts in element_lists]
         raw = np.concatenate(sampled)
@@ -84,12 +87,15 @@ class ElementWeights:
         return cls(element_weight, cap, scale, config.over)
 
     def __call__(self, atomic_numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """Weights (S,) of structures whose atoms are end to end; 1 on average over the data set."""
+        """Weights (S,) of structures; their mean over the data set is 1.
+
+        atomic_numbers: (sum N,) of all structures, concatenated. starts: (S + 1,) offsets.
+        """
         if self.over == "max":
             weight_of_atom = self.element_weight[atomic_numbers]
             raw = np.maximum.reduceat(weight_of_atom, starts[:-1])
         else:
-            # over the distinct elements: two atoms of one kind count once
+            # the mean is over distinct elements, so the number of atoms does not matter
             present = has_element(atomic_numbers, starts)
             num_elements = present.sum(1)
             raw = present @ self.element_weight / num_elements
@@ -97,16 +103,16 @@ class ElementWeights:
         return clipped * self.scale
 
     def per_element(self) -> np.ndarray:
-        """Weight of every element, (119,), on the scale of the structures' weights."""
+        """Weight of every element, (119,), on the same scale as the weights of structures."""
         clipped = np.minimum(self.element_weight, self.cap)
         return clipped * self.scale
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready and exact: 0.3 kB, and 20 bytes for each element."""
+        """The weights as JSON content, without loss: 0.3 kB plus 20 bytes for each element."""
         present = np.flatnonzero(self.element_weight)
         weights = {}
         for number in present:
-            # JSON has text keys only, and no numbers of numpy
+            # JSON needs string keys and Python floats
             weights[str(number)] = float(self.element_weight[number])
         return {
             "element_weight": weights,
@@ -125,17 +131,17 @@ class ElementWeights:
 
 
 class LevelWeights:
-    """Importance weights of a data set: those of each level of theory, fitted to it alone.
+    """Importance weights of a data set, fitted to each level of theory separately.
 
-    An element with 5 structures at one level and 160 at another is rare at the first: labels of
-    another level have a head of their own. The weights of each level have mean 1, so they leave the
-    shares of the levels as they are.
+    Each level has its own head, so an element with 5 structures at one level and 160 at another is
+    rare at the first level. The weights of each level have a mean of 1, so they do not change the
+    relative sizes of the levels.
     """
 
     def __init__(
         self, by_level: Mapping[str, ElementWeights], others: ElementWeights | None = None
     ) -> None:
-        """`others`: weights of levels that are not in `by_level`; by default 1."""
+        """Weights by level of theory; `others` are for levels not in `by_level`, by default 1."""
         self.by_level = dict(by_level)
         self.others = others
 
@@ -146,10 +152,10 @@ class LevelWeights:
         level_lists: Iterable[LevelLists],
         config: WeightConfig,
     ) -> LevelWeights:
-        """Weights for a data set.
+        """Fit weights to a data set.
 
-        counts: level of theory -> (119,) structures that contain each element.
-        level_lists: a sample of the data set, as of `ElementWeights.fit`.
+        counts: level of theory -> (119,) number of structures that contain each element.
+        level_lists: a sample of the data set, as in `ElementWeights.fit`, with levels.
         """
         samples: dict[str, list[ElementLists]] = {level: [] for level in counts}
         if config.beta > 0:
@@ -159,7 +165,7 @@ class LevelWeights:
                     own.append(of_structures(numbers, starts, levels == level))
         fitted = {}
         for level, of_level in counts.items():
-            # A level of so few structures that the sample has none keeps weights of 1.
+            # a level that is too small to occur in the sample keeps weights of 1
             has_weights = bool(samples[level]) or config.beta == 0
             own_config = config if has_weights else config.model_copy(update={"beta": 0.0})
             fitted[level] = ElementWeights.fit(of_level, samples[level], own_config)
@@ -168,12 +174,13 @@ class LevelWeights:
     def __call__(
         self, atomic_numbers: np.ndarray, starts: np.ndarray, levels: np.ndarray
     ) -> np.ndarray:
-        """Weights (S,) of structures whose atoms are end to end.
+        """Weights (S,) of structures.
 
-        levels: (S,) level of theory of each.
+        atomic_numbers: (sum N,) of all structures, concatenated. starts: (S + 1,) offsets.
+        levels: (S,) level of theory of each structure.
         """
         present = np.unique(levels)
-        # the common case, one level of theory, needs no copies
+        # avoid copies in the common case of a single level
         if len(present) == 1:
             return self.of_level(str(present[0]))(atomic_numbers, starts)
         weights = np.ones(len(levels))
@@ -188,8 +195,8 @@ class LevelWeights:
         return found or ElementWeights(np.ones(NUM_ELEMENTS), cap=1.0, scale=1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready and exact: for each level 0.3 kB, and 20 bytes for each element."""
-        # checkpoints of earlier versions have weights that hold for all levels
+        """The weights as JSON content, without loss: 0.3 kB per level, and 20 bytes per element."""
+        # checkpoints of earlier versions have a single set of weights for all levels
         if self.others is not None:
             return self.others.to_dict()
         return {"levels": {level: own.to_dict() for level, own in self.by_level.items()}}
@@ -206,7 +213,7 @@ class LevelWeights:
 def of_structures(
     atomic_numbers: np.ndarray, starts: np.ndarray, chosen: np.ndarray
 ) -> ElementLists:
-    """The element lists of some structures. chosen: (S,) bool."""
+    """The element lists of the structures for which `chosen` (S,) is True."""
     sizes = np.diff(starts)
     own_sizes = sizes[chosen]
     own_numbers = atomic_numbers[np.repeat(chosen, sizes)]
@@ -214,7 +221,7 @@ def of_structures(
 
 
 def has_element(atomic_numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Which structure contains which element, (S, 119) bool."""
+    """Whether each structure contains each element, (S, 119) bool."""
     num_structures = len(starts) - 1
     sizes = np.diff(starts)
     structure_of_atom = np.repeat(np.arange(num_structures), sizes)
@@ -225,17 +232,17 @@ def has_element(atomic_numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def effective_share(weights: np.ndarray) -> float:
-    """Share of the data that a weighted sample is worth: (sum w)^2 / (n sum w^2) (Kish 1965)."""
+    """Effective sample size as a fraction of n: (sum w)^2 / (n sum w^2) (Kish 1965)."""
     square_of_sum = weights.sum() ** 2
     sum_of_squares = (weights**2).sum()
     return float(square_of_sum / (len(weights) * sum_of_squares))
 
 
 def _largest_cap(raw: np.ndarray, floor: float) -> float:
-    """The largest cap with an effective share of at least `floor`, by bisection."""
+    """The largest cap with an effective share of at least `floor`, found by bisection."""
     if effective_share(raw) >= floor:
         return float(raw.max())
-    # at the lowest cap all weights are equal, and the share is 1
+    # at the lowest cap, all weights are equal and the effective share is 1
     low = float(raw.min())
     high = float(raw.max())
     for _ in range(BISECTIONS):
@@ -245,24 +252,24 @@ def _largest_cap(raw: np.ndarray, floor: float) -> float:
             low = middle
         else:
             high = middle
-    # of the two ends, the one at which the floor holds
+    # the lower end satisfies the floor, the upper end need not
     return low
 
 
 def num_copies(weights: np.ndarray, structure_ids: list[str], seed: int, epoch: int) -> np.ndarray:
-    """How often structures appear in an epoch, (S,): floor(w + u), u in [0, 1).
+    """Number of times that each structure appears in an epoch, (S,): floor(w + u), u in [0, 1).
 
-    u is a hash of (structure_id, seed, epoch). The copies are unbiased (their mean over u is w),
-    need no state, and are the same on every rank and after every resume.
+    u is a hash of (structure_id, seed, epoch). The numbers are unbiased (their mean over u is w).
+    They need no state, and are the same on every rank and after every resume.
     """
     ids = np.array(structure_ids, dtype=object)
-    # pandas hashes a whole array of texts in C, with a fixed key: the same on every machine
+    # pandas hashes a whole array in C, and its fixed key gives the same result on every machine
     hash_of_id = pd.util.hash_array(ids, categorize=False)
     sequence = np.random.SeedSequence([seed, epoch])
     hash_of_epoch = sequence.generate_state(1, np.uint64)
     mixed = _mix(hash_of_id ^ hash_of_epoch)
 
-    # the upper 53 bits are the digits of a float64
+    # the upper 53 bits, as many as a float64 has in its mantissa
     digits = mixed >> np.uint64(11)
     uniform = digits.astype(np.float64) / 2**53
     return np.floor(weights + uniform).astype(np.int64)
@@ -273,7 +280,7 @@ def _mix(bits: np.ndarray) -> np.ndarray:
 
     Every bit of the result depends on every bit of the input.
     """
-    # the products are meant to overflow: uint64 wraps around in numpy
+    # the products overflow on purpose: numpy's uint64 wraps around
     bits = bits ^ (bits >> np.uint64(30))
     bits = bits * np.uint64(0xBF58476D1CE4E5B9)
     bits = bits ^ (bits >> np.uint64(27))

@@ -1,8 +1,8 @@
-"""What methods for rare elements did to the errors where they were measured.
+"""Measured effects of methods for rare elements on the errors of a model.
 
-The figures are those of `benchmarks/results` (docs/reweighting.md tells how they were made). A test
-compares them with these files, so that neither can change alone. They say what to expect before a
-run is spent; they say nothing certain about other data.
+The numbers come from `benchmarks/results`; docs/reweighting.md describes how they were measured. A
+test compares them with these files, so that neither can change alone. They show what to expect of a
+run, but other data may behave differently.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..census.weights import WeightConfig
 LONG_TAIL = "real data, 85 elements"
 DEMO = "demo data, 79 elements"
 LABORATORY = "laboratory, 24 cations"
-# The only strength of sampling that was measured with several seeds.
+# the only strength of sampling that was measured with several seeds
 MEASURED_BETA = 0.5
 
 
@@ -24,10 +24,10 @@ class Change:
     """Relative change of a force MAE against training without the method."""
 
     value: float
-    """The median over the seeds, or the only seed."""
+    """Median over the seeds, or the value of the only seed."""
     low: float | None = None
     high: float | None = None
-    """The range over the seeds; with one seed, the 90 % interval over elements."""
+    """Range over the seeds; with a single seed, the 90 % interval over elements."""
 
     def __str__(self) -> str:
         text = f"{100 * self.value:+.1f} %"
@@ -38,21 +38,21 @@ class Change:
 
 @dataclass(frozen=True)
 class MeasuredEffect:
-    """One method on one data set."""
+    """The effect of one method on one data set."""
 
     method: str
-    """As the reader calls it."""
+    """Name of the method for readers."""
     settings: str
-    """What switches it on."""
+    """Settings that switch it on."""
     measured_on: str
     seeds: int
     hard: Change
-    """Of the elements that it is meant for: the worst tenth, or in the laboratory the elements
-    while they are rare."""
+    """Change for the elements that the method is meant for: the worst tenth of the elements. For
+    LABORATORY, the elements while they are rare."""
     mean: Change | None
-    """Of the mean over all elements; None where it was not stored."""
+    """Change of the mean over all elements; None if it was not stored."""
     common: Change
-    """Of all force components together, which common elements decide; in the laboratory of the
+    """Change over all force components, which common elements dominate. For LABORATORY, the
     elements while they are common."""
 
 
@@ -120,7 +120,7 @@ EFFECTS = (
 
 
 def expectation(config: WeightConfig) -> list[str]:
-    """What these settings did where they were measured, and what other methods did; as lines."""
+    """Lines that say what such settings and other methods did in our measurements."""
     used = []
     if config.beta > 0 and config.sampling:
         used.append(SAMPLING)
@@ -140,7 +140,7 @@ def expectation(config: WeightConfig) -> list[str]:
 
 
 def _doubts(config: WeightConfig, used: list[str]) -> list[str]:
-    """Why these settings may do something else."""
+    """Reasons why these settings may have other effects than those that were measured."""
     doubts = []
     if len(used) > 1:
         doubts.append("sampling and loss were not measured together")

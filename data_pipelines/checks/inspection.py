@@ -1,10 +1,10 @@
-"""What is in a converted data set: histograms, examples, suspected outliers.
+"""Inspect a converted data set: histograms, examples and suspected outliers.
 
-Two passes with bounded memory. The first looks at a sample of at most MAX_SAMPLED structures,
-evenly spaced over the data set: medians, neighbours and distances come from it. The second reads
-the labels of all structures, and compares them with the medians of the first.
+There are two passes with bounded memory. The first pass takes medians, neighbours and distances
+from a sample of at most MAX_SAMPLED structures, evenly spaced over the data set. The second pass
+reads the labels of all structures and compares them with these medians.
 
-The result is an `Inspection`; `inspection_page.py` makes a page of it.
+The result is an `Inspection`; `inspection_page.py` turns it into a page.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from .outliers import KINDS, MIN_BOND_SHARE, Outlier, Spread, Suspects, far_outl
 MAX_SAMPLED = 5000
 ROWS_AT_ONCE = 4096
 NUM_EXAMPLES = 3
-# edges of the histograms: eV/A, atoms, neighbours, share of the sum of two covalent radii
+# bin edges of the histograms: eV/A, atoms, neighbours, fraction of the sum of two covalent radii
 FORCE_EDGES = np.logspace(-4, 4, 81)
-# rounding makes equal edges of the smallest sizes: without repeats each has one bin
+# rounding makes edges of small sizes equal; after removing repeats, each small size has one bin
 _ROUNDED_SIZES = np.round(np.geomspace(1, 1e5, 61))
 SIZE_EDGES = np.unique(_ROUNDED_SIZES) - 0.5
 NEIGHBOUR_EDGES = np.arange(258) - 0.5
 SHARE_EDGES = np.linspace(0, 2, 81)
 NUM_ENERGY_BINS = 60
-# robust standard deviations; a few absurd energies must not stretch the histogram
+# range of the energy histogram in robust standard deviations, so that outliers do not stretch it
 ENERGY_REACH = 12
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts (B,) by level of theory between edges (B + 1,).
+    """A histogram with counts (B,) for each level of theory and edges (B + 1,).
 
-    What lies beyond the edges is counted in the first and the last bin.
+    Values beyond the edges are counted in the first or last bin.
     """
 
     edges: np.ndarray
     counts: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, level: str, values: np.ndarray) -> None:
-        """Count values of a level of theory; NaN is left out."""
+        """Add values of a level of theory; NaN is ignored."""
         is_known = ~np.isnan(values)
         lowest = self.edges[0]
         highest = self.edges[-1]
-        # np.histogram would leave out what lies beyond the edges
+        # np.histogram would ignore values beyond the edges
         clipped = np.clip(values[is_known], lowest, highest)
         counts, _ = np.histogram(clipped, self.edges)
         earlier = self.counts.get(level, 0)
@@ -64,59 +64,58 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Example:
-    """A structure of the data set with its split and what was measured on it."""
+    """A structure of the data set with its split and measured quantities."""
 
     structure: Structure
     split: str
     energy: float
-    """eV/atom after E0"""
+    """eV/atom after subtracting E0; NaN if unknown"""
     force: float
-    """eV/A, the largest"""
+    """largest force norm, eV/A; NaN if unknown"""
     pressure: float
-    """GPa"""
+    """GPa; NaN if unknown"""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found."""
+    """The result of `inspect`."""
 
     folder: Path
     num_sampled: int
-    """Structures of the sample."""
+    """Number of structures in the sample."""
     structures: dict[str, dict[str, int]]
-    """Level of theory -> split -> structures, of all structures."""
+    """Level of theory -> split -> number of structures, over the whole data set."""
     labels: dict[str, dict[str, int]]
-    """Level of theory -> label -> structures that have it, of all structures."""
+    """Level of theory -> label -> number of structures with it, over the whole data set."""
     spreads: dict[str, dict[str, Spread]]
-    """Level of theory -> quantity of KINDS -> median and spread, of the sample."""
+    """Level of theory -> quantity of KINDS -> median and spread, over the sample."""
     histograms: dict[str, Histogram]
-    """Energy, force and size of all structures; neighbours and distance of the sample."""
+    """Energy, force and size over the whole data set; neighbours and distance over the sample."""
     examples: list[Example]
     outliers: dict[str, Suspects]
-    """By kind, as in KINDS."""
+    """Kind of KINDS -> suspected outliers."""
     without_e0: int
-    """Structures with an energy, but with an element that their level's training split lacks."""
+    """Number of structures with an energy, but with an element that has no E0 at their level."""
 
     @property
     def num_structures(self) -> int:
-        """Structures in all splits."""
+        """Number of structures in all splits."""
         return sum(map(self.num_structures_of, self.structures))
 
     @property
     def levels(self) -> list[str]:
-        """Levels of theory, the one with the most structures first."""
-        # negated instead of `reverse`, so that equally large levels keep their order
+        """Levels of theory, sorted by number of structures in descending order."""
         return sorted(self.structures, key=lambda level: -self.num_structures_of(level))
 
     def num_structures_of(self, level: str) -> int:
-        """Structures of one level of theory in all splits."""
+        """Number of structures of one level of theory in all splits."""
         by_split = self.structures[level]
         return sum(by_split.values())
 
 
 @dataclass
 class _Sample:
-    """What the first pass gathers."""
+    """The results of the first pass."""
 
     e0: dict[str, np.ndarray]
     levels: list[str] = field(default_factory=list)
@@ -130,13 +129,13 @@ class _Sample:
     examples: list[Example] = field(default_factory=list)
 
     def add(self, table: pa.Table, split: str, example_rows: set[int]) -> None:
-        """Measure the structures of a table; those at `example_rows` of the sample are kept."""
+        """Measure the structures of a table; keep those at the sample indices `example_rows`."""
         measures = Measures.of(table, self.e0)
         for row, structure in enumerate(Block(table)):
             energy = float(measures.energy[row])
             force = float(measures.force[row])
             pressure = float(measures.pressure[row])
-            # tables come one after the other, so the place in the sample is the count so far
+            # tables arrive in order, so the index in the sample is the count so far
             place = len(self.levels)
             if place in example_rows:
                 self.examples.append(Example(structure, split, energy, force, pressure))
@@ -147,14 +146,14 @@ class _Sample:
             self._look_around(structure, split)
 
     def _look_around(self, structure: Structure, split: str) -> None:
-        """Neighbours and distances of one structure."""
+        """Measure the neighbours and distances of one structure."""
         around = Surroundings.of(structure)
         level = structure.level_of_theory
         name = structure.structure_id
         self.neighbours.add(level, around.num_neighbours)
         self.bond_shares.add(level, np.array([around.bond_share]))
 
-        # NaN, of a structure without neighbours, is not below
+        # False for NaN, which stands for a structure without neighbours
         if around.bond_share < MIN_BOND_SHARE:
             pair = "-".join(around.pair)
             reason = (
@@ -165,7 +164,7 @@ class _Sample:
 
         alone = np.flatnonzero(around.num_neighbours == 0)
         num_alone = len(alone)
-        # an atom in vacuum is usually meant; an atom in an empty cell is usually not
+        # an atom in vacuum is usually intended, but one without neighbours in a cell is usually not
         if num_alone and structure.pbc.any():
             num_atoms = len(structure)
             reason = (
@@ -189,11 +188,11 @@ class _Sample:
         return found
 
     def energy_edges(self, spreads: dict[str, dict[str, Spread]]) -> np.ndarray:
-        """Bins over the sampled energies, but not beyond ENERGY_REACH of every level of theory."""
+        """Bin edges over the sampled energies, eV/atom, within ENERGY_REACH of some level."""
         values = np.array(self.values["energy"])
         values = values[~np.isnan(values)]
 
-        # how far bins may reach, eV/atom: a level without energies has no say
+        # limits of the bins, eV/atom; levels without energies do not count
         lowest = []
         highest = []
         for by_kind in spreads.values():
@@ -207,15 +206,15 @@ class _Sample:
 
         low = max(values.min(), min(lowest))
         high = min(values.max(), max(highest))
-        # equal energies would give bins of no width
+        # if all energies are equal, bins would have no width without a margin
         margin = max(1e-3, 0.01 * (high - low))
         return np.linspace(low - margin, high + margin, num_edges)
 
 
 def inspect(folder: Path | str) -> Inspection:
-    """Look at all splits of a converted data set.
+    """Inspect all splits of a converted data set.
 
-    Raises BrokenDataSetError for a folder that is not one, or that has no structures.
+    Raises BrokenDataSetError if the folder is not a data set, is damaged, or has no structures.
     """
     folder = Path(folder)
     info = read_info(folder)
@@ -231,7 +230,7 @@ def inspect(folder: Path | str) -> Inspection:
     sample = _Sample(e0)
     num_sampled = min(total, MAX_SAMPLED)
     chosen = np.arange(num_sampled) * total // num_sampled
-    # first, middle and last of the sample; the same one where the sample is that small
+    # the first, middle and last structure of the sample, which coincide in a very small sample
     places = np.linspace(0, num_sampled - 1, NUM_EXAMPLES)
     example_rows = set(places.astype(int).tolist())
 
@@ -242,7 +241,7 @@ def inspect(folder: Path | str) -> Inspection:
         with _named_damage(folder / f"{split}-*.parquet"):
             sample.add(table, split, example_rows)
 
-    # the second pass fills in what is empty or zero here
+    # the second pass fills in the parts that are empty or zero here
     spreads = sample.spreads()
     outliers = {kind: Suspects() for kind in KINDS}
     outliers["distance"] = sample.short
@@ -269,13 +268,13 @@ def inspect(folder: Path | str) -> Inspection:
 
 
 def _split_of_shard(name: str) -> str:
-    """Shards are called train-00000.parquet."""
+    """The split of a shard, from its name, such as train-00000.parquet."""
     return name.split("-")[0]
 
 
 @contextmanager
 def _named_damage(path: Path) -> Iterator[None]:
-    """Name the file where a list is too short, an element unknown, or E0 missing."""
+    """Turn errors that damaged content causes into a BrokenDataSetError about `path`."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -285,9 +284,9 @@ def _named_damage(path: Path) -> Iterator[None]:
 def _sampled_rows(
     folder: Path, splits: list[str], chosen: np.ndarray
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Split and chosen rows, block by block; a block without chosen rows is not read.
+    """Yield the split and the chosen rows of each block; blocks without chosen rows are not read.
 
-    chosen: ascending, counted over all splits.
+    chosen: ascending indices of structures, counted over all splits.
     """
     first = 0
     for split in splits:
@@ -307,9 +306,9 @@ def _count_all(
     shards: list[str],
     e0: dict[str, np.ndarray],
 ) -> int:
-    """The second pass: counts, histograms and outliers of the labels of all structures.
+    """The second pass: add counts, histograms and outliers of all structures to the inspection.
 
-    Returns how many structures have an energy but not all E0.
+    Returns the number of structures with an energy, but without an E0 for one of their elements.
     """
     without_e0 = 0
     for name in shards:
@@ -327,7 +326,7 @@ def _count_all(
 
 
 def _count_level(inspection: Inspection, measures: Measures, level: str, split: str) -> None:
-    """Count the structures of one level of theory among those that were measured."""
+    """Add the measured structures of one level of theory to the inspection."""
     own = measures.levels == level
     by_split = inspection.structures.setdefault(level, {})
     earlier = by_split.get(split, 0)
@@ -340,9 +339,9 @@ def _count_level(inspection: Inspection, measures: Measures, level: str, split: 
     histograms = inspection.histograms
     histograms["energy"].add(level, measures.energy[own])
     sizes = measures.num_atoms[own]
-    # integers have no NaN to look for
+    # converted to float, because `add` looks for NaN
     histograms["size"].add(level, sizes.astype(float))
-    # norms are counted over atoms, and their structures over rows
+    # force norms are per atom, so the mask of structures must be repeated
     forces_of_own = np.repeat(own, measures.num_forces)
     histograms["force"].add(level, measures.force_norms[forces_of_own])
 

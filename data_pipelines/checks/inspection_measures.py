@@ -1,4 +1,4 @@
-"""What `evenfield data inspect` measures on structures: their labels, neighbours and distances."""
+"""Quantities that `evenfield data inspect` measures: labels, neighbours and distances."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..neighbours import neighbour_list
 from ..structure import Structure
 
 
-# A, for the number of neighbours
+# A, radius within which neighbours are counted
 CUTOFF = 5.0
 
 
 @dataclass(frozen=True)
 class Measures:
-    """One number for each quantity of S structures; NaN where the label is missing."""
+    """One number per quantity for each of S structures; NaN if the label is missing."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
         "structure_id",
@@ -38,28 +38,28 @@ class Measures:
     num_atoms: np.ndarray
     """(S,)"""
     energy: np.ndarray
-    """(S,) eV/atom after E0; NaN also where E0 of an element is unknown"""
+    """(S,) eV/atom after subtracting E0; NaN also if the E0 of an element is unknown"""
     force: np.ndarray
-    """(S,) eV/A, the largest norm in the structure"""
+    """(S,) largest force norm in the structure, eV/A"""
     pressure: np.ndarray
-    """(S,) GPa, positive when the structure wants to expand"""
+    """(S,) GPa, positive if the structure tends to expand"""
     has: dict[str, np.ndarray]
-    """label -> (S,) bool"""
+    """Label -> whether each structure has it, (S,) bool"""
     force_norms: np.ndarray
-    """eV/A, of all atoms with forces, one structure after the other"""
+    """Force norms of all atoms with forces, eV/A, concatenated over structures"""
     num_forces: np.ndarray
-    """(S,) atoms with forces: all or none of a structure"""
+    """(S,) number of atoms with forces: all or none of a structure"""
 
     @classmethod
     def of(cls, table: pa.Table, e0: dict[str, np.ndarray]) -> Measures:
-        """Measure a table that has COLUMNS; `e0` comes from `reference_energies`."""
+        """Measure the structures of a table with COLUMNS; `e0` comes from `reference_energies`."""
         levels = np.array(table["level_of_theory"].to_pylist(), dtype=object)
         atomic_numbers, num_atoms = _lists(table, "atomic_numbers")
         energy = table["energy"].to_numpy()
 
         components, num_components = _lists(table, "forces")
         forces = components.reshape(-1, 3)
-        # stored as float32, whose squares overflow at 1e19
+        # forces are stored as float32, whose squares would overflow at 1e19
         norms = np.linalg.norm(forces.astype(np.float64), axis=1)
         num_forces = num_components // 3
 
@@ -67,7 +67,7 @@ class Measures:
         stress = components.reshape(-1, 3, 3)
         trace = np.trace(stress, axis1=1, axis2=2)
         pressure = np.full(len(energy), np.nan)
-        # a stress is tensile-positive, a pressure is not
+        # the stress is tensile-positive, the pressure compressive-positive
         pressure[num_components > 0] = -trace / 3 / GPa
 
         return cls(
@@ -84,7 +84,7 @@ class Measures:
 
 
 def reference_energies(census: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Level of theory -> E0 (119,) in eV; NaN for elements that its training split lacks."""
+    """Level of theory -> E0 (119,) in eV; NaN for elements without an E0 at the level."""
     found = {}
     for level, row in census["levels_of_theory"].items():
         e0 = np.full(NUM_ELEMENTS, np.nan)
@@ -101,14 +101,15 @@ class Surroundings:
     num_neighbours: np.ndarray
     """(N,)"""
     bond_share: float
-    """The smallest distance over the sum of the two covalent radii; NaN without neighbours."""
+    """Smallest ratio of a distance to the sum of the covalent radii; NaN without neighbours."""
     distance: float
-    """A, of that pair"""
+    """Distance of that pair, A; NaN without neighbours."""
     pair: tuple[str, str]
+    """Element symbols of that pair."""
 
     @classmethod
     def of(cls, structure: Structure) -> Surroundings:
-        """Look at one structure, with one neighbour search."""
+        """Measure one structure, with a single neighbour search."""
         edge_index, shifts = neighbour_list(
             structure.positions, structure.cell, structure.pbc, CUTOFF
         )
@@ -134,16 +135,16 @@ class Surroundings:
 
 
 def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values of a list column end to end, and how many each row has, 0 where it is null."""
+    """The concatenated values of a list column, and the length of each row (0 if null), (S,)."""
     column = table[name].combine_chunks()
     lengths = column.value_lengths().fill_null(0)
-    # unlike `.values`, this leaves out what is hidden behind null rows
+    # unlike `.values`, this leaves out values stored behind null rows
     values = column.flatten()
     return values.to_numpy(zero_copy_only=False), lengths.to_numpy(zero_copy_only=False)
 
 
 def _is_labelled(table: pa.Table, name: str) -> np.ndarray:
-    """(S,) bool; an energy may also be stored as NaN, and a list may be empty."""
+    """Whether each structure has a label, (S,) bool. NaN and empty lists count as missing."""
     column = table[name]
     if pa.types.is_floating(column.type):
         return ~np.isnan(column.to_numpy())
@@ -152,10 +153,13 @@ def _is_labelled(table: pa.Table, name: str) -> np.ndarray:
 
 
 def _largest(norms: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Largest norm of each structure, NaN where it has no forces."""
+    """Largest norm of each structure, (S,); NaN if it has no forces.
+
+    norms: of all atoms with forces, concatenated. counts: (S,) number of them in each structure.
+    """
     largest = np.full(len(counts), np.nan)
     labelled = counts > 0
-    # reduceat fails on no segments, and gives a wrong value for an empty one
+    # reduceat fails without segments, and gives wrong values for empty segments
     if labelled.any():
         num_own = counts[labelled]
         starts = np.cumsum(num_own) - num_own
@@ -170,12 +174,12 @@ def _energy_after_e0(
     levels: np.ndarray,
     e0: dict[str, np.ndarray],
 ) -> np.ndarray:
-    """(E - sum of E0) / N of each structure, eV/atom."""
+    """(E - sum of E0) / N of each structure, (S,) in eV/atom; NaN if an E0 is unknown."""
     starts = np.cumsum(num_atoms) - num_atoms
     reference = np.full(len(energy), np.nan)
     for level in set(levels) & set(e0):
         own = levels == level
-        # summed for all structures, of which only those of this level are taken
+        # summed for all structures, although only those of this level are used
         of_atoms = e0[level][atomic_numbers]
         of_structures = np.add.reduceat(of_atoms, starts)
         reference[own] = of_structures[own]

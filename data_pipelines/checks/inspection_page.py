@@ -1,4 +1,4 @@
-"""An inspection as FOLDER/inspection.png and FOLDER/inspection.html."""
+"""Write an inspection to FOLDER/inspection.png and FOLDER/inspection.html."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .inspection_picture import draw_inspection
 from .outliers import KINDS, MAX_LISTED, MIN_BOND_SHARE, ROBUST_Z
 
 
-# column -> numbers in it, unit, meaning; the columns of labels are described by their registry
+# column -> count of numbers, unit, meaning; label columns are described by the registry of labels
 MEANINGS = {
     "structure_id": ("", "", "unique in the data set"),
     "group": ("", "", "structures of one group are in one split"),
@@ -37,7 +37,7 @@ MEANINGS = {
 def write_inspection(inspection: Inspection) -> tuple[Path, Path]:
     """Write the picture and the page into the data set's folder, and return their paths.
 
-    Raises DestinationError for files of these names that are the user's, and FileError where the
+    Raises DestinationError if the user has other files with these names, and FileError if the
     folder cannot be written.
     """
     picture_path = inspection.folder / "inspection.png"
@@ -77,7 +77,7 @@ def write_inspection(inspection: Inspection) -> tuple[Path, Path]:
 
 
 def about(inspection: Inspection) -> list[str]:
-    """What was looked at, in sentences."""
+    """Sentences about the size of the data set and the sample."""
     total = inspection.num_structures
     sampled = inspection.num_sampled
     num_levels = len(inspection.structures)
@@ -98,7 +98,7 @@ def about(inspection: Inspection) -> list[str]:
 
 
 def level_table(inspection: Inspection) -> Table:
-    """Structures by level of theory and split, and how many have each label."""
+    """A table of structures by level of theory and split, and how many have each label."""
     splits = [
         split
         for split in SPLITS
@@ -132,7 +132,7 @@ def _typical_values(inspection: Inspection) -> Table:
 def _schema_table(inspection: Inspection) -> Table:
     rows = []
     for column in ARROW_SCHEMA:
-        # Arrow's names for the parts of a list say nothing here
+        # remove Arrow's names for the items of a list
         stored_as = str(column.type).replace("element: ", "").replace("item: ", "")
         if column.name in LABELS:
             label = LABELS[column.name]
@@ -150,7 +150,7 @@ def _schema_table(inspection: Inspection) -> Table:
 
 
 def _example_table(examples: list[Example]) -> Table:
-    """Structures side by side, one property in a row."""
+    """A table with one structure per column and one property per row."""
     names = [
         "split",
         "group",
@@ -172,7 +172,7 @@ def _example_table(examples: list[Example]) -> Table:
 
 
 def _properties(example: Example) -> list[str]:
-    """The texts of an example, in the order of the rows."""
+    """The cells of an example's column, in the order of the rows."""
     structure = example.structure
     symbols = structure.to_atoms().get_chemical_symbols()
     directions = [name for name, periodic in zip("abc", structure.pbc, strict=True) if periodic]
@@ -216,7 +216,7 @@ def _rule() -> str:
 
 
 def outlier_counts(inspection: Inspection) -> Table:
-    """Suspects of each kind: how many among how many structures, and the worst of them."""
+    """A table of outliers by kind: how many among how many structures, and the worst one."""
     rows = []
     for kind, suspects in inspection.outliers.items():
         sampled_only = kind in ("distance", "isolated")
@@ -230,7 +230,7 @@ def outlier_counts(inspection: Inspection) -> Table:
 
 
 def _outlier_tables(inspection: Inspection) -> list[Table]:
-    """The worst suspects of each kind that has some."""
+    """Tables of the worst outliers, one for each kind that has any."""
     tables = []
     for kind, suspects in inspection.outliers.items():
         if not suspects.worst:

@@ -1,4 +1,4 @@
-"""The histograms of an inspection as one picture."""
+"""Draw the histograms of an inspection as one picture."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .inspection_measures import CUTOFF
 from .outliers import MIN_BOND_SHARE
 
 
-# dashes repeat what the colours say, for prints in black and white
+# one dash pattern per colour, for printing in black and white
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-")
-# more levels of theory than colours are drawn together
+# if there are more levels of theory than colours, the smallest are combined
 MAX_LEVELS = len(COLOURS)
-# characters of a level of theory in the legend
+# characters of a name in the legend
 MAX_NAME = 28
 SETTINGS: Any = {
     **STYLE,
@@ -33,7 +33,7 @@ SETTINGS: Any = {
     "figure.constrained_layout.w_pad": 0.12,
     "figure.constrained_layout.h_pad": 0.1,
 }
-# quantity -> title, x label, what is counted, logarithmic x
+# quantity -> title, x label, what is counted, whether x is logarithmic
 PANELS = {
     "energy": ("Energy per atom after E0", "energy after E0 (eV/atom)", "structures", False),
     "force": (
@@ -59,7 +59,7 @@ PANELS = {
 
 
 def draw_inspection(inspection: Inspection) -> bytes:
-    """Five histograms by level of theory and the share of labels present, as a PNG."""
+    """PNG bytes with five histograms by level of theory, and the share of labels present."""
     with rc_context(SETTINGS):
         return figure_png(_figure(inspection), kind=INSPECTION_PICTURE)
 
@@ -99,7 +99,7 @@ def shown_levels(inspection: Inspection) -> dict[str, list[str]]:
 def _draw_histogram(
     axes: Axes, histogram: Histogram, levels: dict[str, list[str]], log: bool
 ) -> None:
-    """Outlines on logarithmic counts; empty bins at both ends are left out."""
+    """Draw outlines on a logarithmic axis of counts; empty bins at both ends are left out."""
     nothing = np.zeros(len(histogram.edges) - 1)
     rows = []
     for group in levels.values():
@@ -127,7 +127,7 @@ def _draw_histogram(
         axes.stairs(counts[first:last], edges, color=colour, fill=True, alpha=0.12, baseline=0.5)
 
     axes.set_yscale("log")
-    # one structure must be seen, and zero cannot be
+    # below 1, so that a count of 1 is visible; a logarithmic axis cannot show 0
     axes.set_ylim(bottom=0.5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     if log:
@@ -136,7 +136,7 @@ def _draw_histogram(
 
 
 def _mark_suspects(axes: Axes) -> None:
-    """A line where distances become suspicious."""
+    """Draw a line at the distance below which structures are suspicious."""
     axes.axvline(MIN_BOND_SHARE, color="#777777", linewidth=1)
     axes.set_xlim(left=min(axes.get_xlim()[0], MIN_BOND_SHARE - 0.1))
     axes.annotate(
@@ -154,7 +154,7 @@ def _mark_suspects(axes: Axes) -> None:
 
 
 def _draw_label_shares(axes: Axes, inspection: Inspection, levels: dict[str, list[str]]) -> None:
-    """Bars of the share of structures that have a label."""
+    """Draw bars for the share of structures that have each label."""
     height = 0.8 / len(levels)
     middles = np.arange(len(LABELS))
     for row, (group, colour) in enumerate(zip(levels.values(), COLOURS, strict=False)):
@@ -175,7 +175,7 @@ def _draw_label_shares(axes: Axes, inspection: Inspection, levels: dict[str, lis
 
 
 def _percent(share: float) -> str:
-    """Never rounded to none or to all."""
+    """Format a percentage; only exact 0 and 100 are shown as such."""
     if share in (0, 100):
         return f"{share:.0f} %"
     return f"{min(max(share, 0.1), 99.9):.1f} %"

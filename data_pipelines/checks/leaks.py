@@ -1,6 +1,7 @@
-"""Structures that one data set holds out and another one trains on.
+"""Find structures that one data set holds out and another one trains on.
 
-A conversion keeps near copies of its own source together. It cannot know what a run will mix.
+A conversion keeps near copies within its source together, but cannot know which data sets a run
+will combine.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ CONVERT_TOGETHER = "convert their sources into one data set, which keeps copies 
 
 
 def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGETHER) -> list[str]:
-    """A note for each held-out split of which training has near copies.
+    """A note for each held-out split that has near copies in training data.
 
-    pairs: a data set that is trained on, and another one of which structures are held out.
+    pairs: pairs of a data set used for training, and another one with held-out structures.
+    remedy: text that says what to do about it.
 
-    Raises BrokenDataSetError for damaged fingerprints, and for a data set that has none.
+    Raises BrokenDataSetError if fingerprints are damaged or missing.
     """
     notes = []
-    # a data set is in many of the pairs
+    # cached, because a data set may be in many of the pairs
     info_of = cache(read_info)
     fingerprints_of = cache(lambda folder: read_fingerprints(folder, info_of(folder)))
     for trained, judged in pairs:
@@ -49,15 +51,15 @@ def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGE
 
 
 def rows_in(known: np.ndarray, fingerprints: np.ndarray) -> np.ndarray:
-    """Places of the fingerprints that are among those that are known, which ascend."""
+    """Indices (K,) of `fingerprints` (S,) that also occur in `known`, which must be sorted."""
     if not len(known):
         return np.zeros(0, np.int64)
-    # not numpy's isin(), which takes seconds for a million numbers
+    # numpy's isin() would take seconds for a million numbers
     places = np.searchsorted(known, fingerprints)
     nearest = known[np.minimum(places, len(known) - 1)]
     return np.flatnonzero(nearest == fingerprints)
 
 
 def leaks_among(folders: Sequence[Path]) -> list[str]:
-    """The notes for all pairs of some data sets."""
+    """The notes of `leaks_between` for all ordered pairs of the data sets."""
     return leaks_between(permutations(folders, 2))

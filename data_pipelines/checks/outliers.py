@@ -1,11 +1,11 @@
-"""Suspected outliers of a converted data set: what counts as far away, and the worst with reasons.
+"""Suspected outliers of a converted data set: how they are defined, and lists of the worst.
 
-A value is far from the median of its level of theory when the distance is above ROBUST_Z robust
-standard deviations (1.4826 times the median absolute deviation), and above an absolute floor. With
-both conditions, neither a broad nor a very narrow set is full of outliers.
+A value is an outlier if its distance from the median of its level of theory exceeds both ROBUST_Z
+robust standard deviations (1.4826 times the median absolute deviation) and an absolute floor.
+Because of both conditions, neither a broad nor a very narrow distribution has many outliers.
 
-Outliers are suspects to look at: a wrong energy, but also an isolated atom that was computed on
-purpose.
+Outliers should be looked at, but are not necessarily wrong. An outlier may be a wrong energy, but
+also an isolated atom that was computed on purpose.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 
 
 ROBUST_Z = 8.0
-# makes the median absolute deviation of normally distributed values their standard deviation
+# ratio of the standard deviation to the median absolute deviation for normally distributed values
 NORMAL_FACTOR = 1.4826
-# of each kind
+# outliers listed for each kind
 MAX_LISTED = 20
-# of the sum of two covalent radii; molecules and crystals at ambient pressure are above 0.75
+# distances below this fraction of the sum of covalent radii are suspicious; in molecules and
+# crystals at ambient pressure they are above 0.75
 MIN_BOND_SHARE = 0.6
 
 
@@ -34,7 +35,7 @@ class Kind:
     quantity: str
     unit: str
     floor: float = 0.0
-    """In `unit`; 0 for a kind that is not compared with a median."""
+    """Smallest distance from the median, in `unit`; 0 for a kind that has no median."""
 
 
 KINDS = {
@@ -48,12 +49,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Outlier:
-    """One suspect."""
+    """One suspected outlier."""
 
     structure_id: str
     split: str
     severity: float
-    """How bad it is, compared with others of its kind."""
+    """Sort key: larger is worse; comparable only within a kind."""
     reason: str
 
 
@@ -66,7 +67,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Self | None:
-        """Spread of the finite values of (S,); None without any."""
+        """The spread of the finite values among `values` (S,); None if there are none."""
         finite = values[np.isfinite(values)]
         if not len(finite):
             return None
@@ -75,22 +76,22 @@ class Spread:
         return cls(median, NORMAL_FACTOR * deviation)
 
     def is_far(self, values: np.ndarray, floor: float) -> np.ndarray:
-        """Which of the values (S,) are outliers; NaN is not."""
+        """Whether each value is an outlier, (S,) bool; NaN is not. `floor` as in `Kind`."""
         return np.abs(values - self.median) > max(ROBUST_Z * self.sigma, floor)
 
 
 @dataclass
 class Suspects:
-    """Outliers of one kind: all are counted, the worst MAX_LISTED are kept."""
+    """Outliers of one kind: all are counted, but only the worst MAX_LISTED are kept."""
 
     count: int = 0
     worst: list[Outlier] = field(default_factory=list)
 
     def add(self, outliers: Iterable[Outlier]) -> None:
-        """Count outliers, and keep those that are among the worst so far."""
+        """Add outliers, and keep those that are among the worst so far."""
         found = list(outliers)
         self.count += len(found)
-        # by name among equals, so that the list does not depend on the order of the shards
+        # ties are sorted by id, so that the list does not depend on the order of the shards
         ranked = sorted(
             [*self.worst, *found], key=lambda outlier: (-outlier.severity, outlier.structure_id)
         )
@@ -100,7 +101,7 @@ class Suspects:
 def far_outliers(
     kind: str, spread: Spread, values: np.ndarray, structure_ids: list[str], level: str, split: str
 ) -> list[Outlier]:
-    """Outliers of one kind among the values (S,) of structures of one level of theory."""
+    """The outliers of one kind among the values (S,) of one level of theory."""
     quantity = KINDS[kind].quantity
     unit = KINDS[kind].unit
     found = []

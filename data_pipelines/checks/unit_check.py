@@ -1,8 +1,8 @@
-"""Are the units and signs of a source what its config says? Asked before anything is converted.
+"""Check whether the units and signs of a source are those that its config states.
 
-Each test looks at a sample and has a fixed threshold, tuned on some forty published data sets.
-Where the sample cannot decide it, the test is skipped, and the report says so. A failed test names
-the setting that would make it pass.
+The check runs before anything is converted. Each test looks at a sample and has a fixed threshold,
+tuned on about forty published data sets. If the sample is not sufficient, the test is skipped and
+the report says so. The message of a failed test names the setting that would make it pass.
 """
 
 from __future__ import annotations
@@ -26,52 +26,54 @@ from ..structure import BadRecordError, Structure
 from .unit_pairs import bonds, pressure_steps, works_between_frames
 
 
-# structures of the sample, and the most atoms in them
+# limits of the sample: structures, and atoms in all of them
 SAMPLE_SIZE = 1000
 SAMPLE_ATOMS = 60_000
 SAMPLE_PARTS = 8
 BOND_SAMPLE = 200
 
-# labels whose work explains energy differences
+# labels whose work accounts for energy differences
 FIRST_LAW = ("forces", "stress")
-# |sum F| / sqrt(sum |F|^2), median; 0 in nature, 1 for random arrows
+# median of |sum F| / sqrt(sum |F|^2); 0 for correct forces, 1 for random vectors
 MAX_NET_FORCE = 0.5
-# eV/A, mean; the forces of a relaxed structure are rounding
+# eV/A, mean component; below this, the forces of a relaxed structure are mostly rounding errors
 MIN_MEAN_FORCE = 0.01
-# energy difference over work; 1 in nature
+# range for energy difference over work; 1 for correct units
 SLOPES = (0.7, 1.4)
-# pairs, correlation, and share of the energy differences that a slope needs to be trusted
+# a slope is trusted only with this many pairs, this correlation, and this share of the energy
+# differences
 MIN_PAIRS = 10
 MIN_CORRELATION = 0.8
 MIN_SHARE = 0.1
-# slopes of forces and stress that differ by less have one cause, the unit of the energy
+# if the ratio of the slopes of forces and stress is in this range, the energy unit is wrong
 SAME_SLOPE = (0.85, 1.18)
-# share of volume steps with falling pressure: wrong below the first, right above the second
+# share of volume steps with falling pressure: below the first value the sign is wrong, above the
+# second it is right
 FALLING_PRESSURE = (0.25, 0.6)
-# a stretched bond pulls back
+# a stretched bond pulls its atoms together
 MIN_BOND_CORRELATION = 0.15
 MIN_BONDS = 100
-# closest pair over its covalent radii, median; published data sets are in 0.62 to 1.11
+# median of the shortest distance over the sum of covalent radii; 0.62 to 1.11 in published data
 BOND_RATIOS = (0.55, 1.4)
-# median; the hottest published data set has 180 GPa
+# median; the published data set with the highest pressures has 180 GPa
 MAX_PRESSURE = 1000 * units.GPa
-# eV/atom about the E0 fit, median; published data sets are below 2
+# eV/atom, median deviation from the E0 fit; published data sets are below 2
 MAX_RESIDUAL = 4.0
-# the same among many different compositions, which do scatter
+# eV/atom, least median deviation for many different compositions, whose energies always scatter
 MIN_RESIDUAL = 0.02
-# logarithm of the largest factor between a slope and the unit that explains it
+# largest logarithm of the ratio between a slope and the unit factor that explains it
 UNIT_TOLERANCE = 0.2
 REWEIGHTINGS = 20
-# a slope is wrong when all but a hundredth of its resampled values are
+# a slope counts as wrong if at least 99 % of its resampled values are wrong
 RESAMPLES = 400
 LARGEST_DRAW = 500
 SLOPE_QUANTILES = (0.01, 0.99)
 
 
 class UnitError(EvenfieldError):
-    """A source whose units or signs look wrong.
+    """The units or signs of a source look wrong.
 
-    The message names the tests that failed and the settings that would make them pass.
+    The message names the failed tests and the settings that would make them pass.
     """
 
 
@@ -82,14 +84,14 @@ class Finding:
     test: str
     outcome: Literal["pass", "fail", "skipped"]
     text: str
-    """What was seen, and for a failed test what to do."""
+    """What was found, and for a failed test what to do."""
     value: float | None = None
-    """The number that decided."""
+    """The number on which the outcome is based."""
 
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What the unit check found in a source."""
+    """The result of a unit check."""
 
     source: str
     num_structures: int
@@ -102,7 +104,7 @@ class UnitReport:
 
 
 def refuse_suspicious_units(source: str, config: SourceConfig) -> UnitReport:
-    """Check a source, and return the report. Raises UnitError if a test fails."""
+    """Check the units of a source and return the report. Raises UnitError if a test fails."""
     report = check_units(source, config)
     if report.failed:
         wrong = "; ".join(finding.text for finding in report.failed)
@@ -114,7 +116,10 @@ def refuse_suspicious_units(source: str, config: SourceConfig) -> UnitReport:
 
 
 def check_units(source: str, config: SourceConfig) -> UnitReport:
-    """Run all tests on a sample of the source; bad records are left to the conversion."""
+    """Run all tests on a sample of the source; bad records are skipped.
+
+    Raises SourceError if the source cannot be read.
+    """
     structures = sample_structures(source, config)
     return UnitReport(source, len(structures), examine(structures, config))
 
@@ -122,7 +127,8 @@ def check_units(source: str, config: SourceConfig) -> UnitReport:
 def sample_structures(source: str, config: SourceConfig) -> list[Structure]:
     """The first structures of up to SAMPLE_PARTS parts of the source.
 
-    Structures that follow each other stay neighbours: frames of one trajectory are evidence.
+    Consecutive structures stay next to each other, because the tests compare frames of a
+    trajectory.
     """
     chosen = sample_parts(source, config, SAMPLE_PARTS)
     structures = []
@@ -141,9 +147,9 @@ def sample_structures(source: str, config: SourceConfig) -> list[Structure]:
 def _until_bad(
     items: Iterator[Structure | BadRecordError | None], most_bad: int
 ) -> Iterator[Structure]:
-    """The structures among some items, up to that many bad records.
+    """Yield the structures among the items, and stop after `most_bad` bad records.
 
-    A part of bad records only would be read to its end, for a sample of nothing.
+    Otherwise, a part with only bad records would be read to its end.
     """
     num_bad = 0
     for item in items:
@@ -155,7 +161,7 @@ def _until_bad(
 
 
 def examine(structures: list[Structure], config: SourceConfig) -> list[Finding]:
-    """Run all tests on given structures."""
+    """Run all tests on the given structures; `config` states their units."""
     bond_lengths, bond_signs = _bond_tests(structures, config)
     return [
         bond_lengths,
@@ -169,18 +175,18 @@ def examine(structures: list[Structure], config: SourceConfig) -> list[Finding]:
 
 
 def _net_force(structures: list[Structure]) -> Finding:
-    """The forces on a periodic structure sum to zero."""
+    """Test that the forces on a periodic structure sum to zero."""
     name = "net force"
     ratios = []
     for structure in structures:
         forces = structure.forces
-        # a molecule in a box may be held by a wall or a field
+        # a molecule may be subject to an external field or wall, with a net force
         if forces is None or not structure.pbc.all():
             continue
-        # one atom has no other to balance its force
+        # the force on a single atom is zero by symmetry
         if len(structure) == 1 or np.abs(forces).mean() < MIN_MEAN_FORCE:
             continue
-        # an atom without any force may have been held fixed, and then took the net force
+        # an atom with exactly zero force may have been fixed; then the others have a net force
         if forces.any(axis=1).all():
             net_force = np.linalg.norm(forces.sum(axis=0))
             random_sum = np.linalg.norm(forces)
@@ -205,14 +211,14 @@ def _net_force(structures: list[Structure]) -> Finding:
 def _first_law(
     structures: list[Structure], config: SourceConfig, lengths_are_wrong: bool
 ) -> list[Finding]:
-    """One finding for forces and one for stress."""
+    """Test energy differences against the work of the labels: one finding each for FIRST_LAW."""
     works = works_between_frames(structures)
     columns = np.stack([works.forces, works.stress], axis=1)  # (P, 2)
     slopes = _least_deviations(columns, works.energy)
     verdicts: dict[str, tuple[float | None, str]] = {}
     wrong = {}
     for index, label in enumerate(FIRST_LAW):
-        # what the other label does not explain
+        # the part of the energy differences that the other label does not explain
         rest = works.energy - columns[:, 1 - index] * slopes[1 - index]
         work = columns[:, index]
         slope, evidence = _trusted_slope(rest, work, slopes[index], works.energy)
@@ -251,9 +257,11 @@ def _first_law(
 def _trusted_slope(
     energy: np.ndarray, work: np.ndarray, slope: float, total: np.ndarray
 ) -> tuple[float | None, str]:
-    """The slope and its evidence in words; None instead of a slope that cannot be trusted.
+    """The slope, or None if it cannot be trusted, and the evidence in words.
 
-    energy: (P,) what the work of one label should explain.  total: (P,) all energy differences.
+    energy: (P,) energy differences that the work of one label should explain, eV.
+    work: (P,) this work, eV. slope: the fitted ratio of the two.
+    total: (P,) total energy differences, eV.
     """
     moved = work != 0
     count = int(moved.sum())
@@ -263,7 +271,7 @@ def _trusted_slope(
     typical_work = np.median(np.abs(slope * work[moved]))
     share = typical_work / max(np.median(np.abs(total[moved])), 1e-9)
     evidence = f"{count} pairs of frames, correlation {correlation:.2f}"
-    # written so that NaN is too weak as well
+    # `not >=` and not `<`, so that NaN counts as too weak
     if not correlation >= MIN_CORRELATION:
         return None, f"{evidence} is too weak"
     if share < MIN_SHARE:
@@ -272,19 +280,19 @@ def _trusted_slope(
 
 
 def _slope_range(energy: np.ndarray, work: np.ndarray) -> tuple[float, float]:
-    """Which slopes (low, high) other frames of the same kind might have given.
+    """Confidence interval (low, high) of a slope, by bootstrap with RESAMPLES draws of pairs.
 
-    energy, work: (P,) of one label.  By a bootstrap: the slopes of RESAMPLES random draws of pairs.
+    energy, work: (P,) energy differences and work of one label, eV.
     """
     count = len(work)
-    # Each frame is in up to four pairs, two of which would do. Draws of half the size make up for
-    # pairs that say the same thing twice.
+    # Each frame is in up to four pairs, so about half of the pairs are redundant. Draws of half the
+    # size compensate for this.
     size = min(max(count // 2, 2), LARGEST_DRAW)
     drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, size))
     energies = energy[drawn]
     works = work[drawn]
 
-    # the fit of `_least_deviations` for one column, in all draws at once
+    # the fit of `_least_deviations` for a single column, for all draws at once
     floor = 1e-9 + 0.02 * np.median(np.abs(energy))
     weights = np.ones_like(works)
     slopes = np.zeros(RESAMPLES)
@@ -301,7 +309,10 @@ def _slope_range(energy: np.ndarray, work: np.ndarray) -> tuple[float, float]:
 def _least_deviations(columns: np.ndarray, energy: np.ndarray) -> np.ndarray:
     """Slopes (2,) that minimise the sum of |energy - columns @ slopes|.
 
-    By reweighted least squares. Outliers do not bend it, as they would bend a least-squares fit.
+    columns: (P, 2) works. energy: (P,) energy differences.
+
+    The fit uses iteratively reweighted least squares. Unlike plain least squares, it is robust
+    against outliers.
     """
     slopes = np.zeros(2)
     weights: np.ndarray = np.ones(len(energy))
@@ -315,11 +326,12 @@ def _least_deviations(columns: np.ndarray, energy: np.ndarray) -> np.ndarray:
 
 
 def _remedy_of_slope(label: str, slope: float, config: SourceConfig, energy_is_wrong: bool) -> str:
-    """The setting that would make the slope one: the label's unit, or the energy's.
+    """The setting that would make the slope one: the unit of the label or of the energy.
 
-    It is the energy's if forces and stress agree on it, or if no unit of the label fits.
+    The energy's unit is suggested if forces and stress agree on it, or if no unit of the label
+    fits.
     """
-    # a slope above one means that the label is too small, or the energy too large
+    # a slope above one means that the label is too small or the energy too large
     of_label = _likely_units(label, slope, config)
     of_energy = _likely_units("energy", 1 / slope, config)
     if of_energy and (energy_is_wrong or not of_label):
@@ -330,16 +342,16 @@ def _remedy_of_slope(label: str, slope: float, config: SourceConfig, energy_is_w
 
 
 def _likely_units(label: str, factor: float, config: SourceConfig) -> list[str]:
-    """Units in which the label would be `factor` times as large as now, the nearest first."""
+    """Units that would make the label about `factor` times as large, the closest first."""
     known = LABELS[label].unit_factors
     stated = _stated_unit(label, config)
     if stated not in known:
-        # a virial, whose unit is that of an energy
+        # a virial, which has the unit of an energy
         known = LABELS[label].times_volume
     wanted = known[stated] * factor
     distance = {}
     for unit, value in known.items():
-        # units with the other sign explain nothing
+        # a unit with the wrong sign cannot explain the factor
         if value / wanted > 0:
             distance[unit] = abs(np.log(value / wanted))
     near = [unit for unit in distance if distance[unit] < UNIT_TOLERANCE]
@@ -347,18 +359,18 @@ def _likely_units(label: str, factor: float, config: SourceConfig) -> list[str]:
 
 
 def _stated_unit(label: str, config: SourceConfig) -> str:
-    """The unit that the config states, the first of several, or that the pipeline assumes."""
+    """The (first) unit that the config states, or the pipeline's default."""
     stated = config.units_of(label)
     return stated[0] if stated else LABELS[label].unit
 
 
 def _setting(unit: str, label: str, config: SourceConfig) -> str:
-    """The words of a command line that set a unit; it needs a column to belong to."""
+    """The command-line words that set a unit; they name a column too, because a unit needs one."""
     setting = f"units.{label}={unit}"
     if label in config.columns:
         return setting
     if config.reference_columns:
-        # whichever of the two has been read
+        # the label may come from either of the two columns
         return f"columns.{label}=[{label},REF_{label}] {setting}"
     return f"columns.{label}={label} {setting}"
 
@@ -376,7 +388,7 @@ def _opposite_sign(label: str, config: SourceConfig) -> str:
 
 
 def _bond_tests(structures: list[Structure], config: SourceConfig) -> tuple[Finding, Finding]:
-    """Lengths of bonds, and whether stretched bonds pull back."""
+    """Test the lengths of bonds, and that stretched bonds pull their atoms together."""
     step = max(1, len(structures) // BOND_SAMPLE)
     found = bonds(structures[::step])
     lengths = _bond_lengths(found.closest, config)
@@ -411,7 +423,7 @@ def _bond_signs(stretch: np.ndarray, push: np.ndarray, config: SourceConfig) -> 
     # a constant has no correlation with anything
     if count < MIN_BONDS or not stretch.any() or not push.any():
         return Finding(name, "skipped", f"{name}: too few bonds under force ({count})")
-    # ranks, because a few bonds in a broken structure carry forces of any size
+    # rank correlation, because bonds in a broken structure may have huge forces
     statistic, _ = spearmanr(stretch, push)
     correlation = float(statistic)
     if correlation < -MIN_BOND_CORRELATION:
@@ -426,7 +438,7 @@ def _bond_signs(stretch: np.ndarray, push: np.ndarray, config: SourceConfig) -> 
 
 
 def _pressure_by_volume(structures: list[Structure], config: SourceConfig) -> Finding:
-    """The pressure of a structure falls when its volume grows."""
+    """Test that the pressure of a structure falls if its volume grows."""
     name = "pressure against volume"
     steps = pressure_steps(structures)
     count = len(steps)
@@ -449,7 +461,7 @@ def _pressure_by_volume(structures: list[Structure], config: SourceConfig) -> Fi
 
 
 def _pressure_size(structures: list[Structure]) -> Finding:
-    """Pressures are below those of any experiment."""
+    """Test that pressures are not higher than in any experiment."""
     name = "size of the pressure"
     pressures = []
     for structure in structures:
@@ -471,13 +483,16 @@ def _pressure_size(structures: list[Structure]) -> Finding:
 
 
 def _residuals(structures: list[Structure]) -> Finding:
-    """Energies per atom about the E0 fit are formation energies, some 0.1 to 1 eV/atom."""
+    """Test the deviations of energies from the E0 fit.
+
+    These are formation energies, typically 0.1 to 1 eV/atom.
+    """
     name = "energies about the E0 fit"
     labelled = [structure for structure in structures if structure.energy is not None]
     if len(labelled) < MIN_PAIRS:
         return Finding(name, "skipped", f"{name}: too few energies ({len(labelled)})")
 
-    # each level of theory has a zero of its own
+    # each level of theory has its own zero of energy
     fits: dict[str, ReferenceFit] = defaultdict(ReferenceFit)
     for structure in labelled:
         size = np.array([len(structure)])
@@ -515,7 +530,7 @@ def _residuals(structures: list[Structure]) -> Finding:
 
 
 def _num_compositions(structures: list[Structure]) -> int:
-    """Different shares of elements."""
+    """Number of different compositions (fractions of elements)."""
     found = set()
     for structure in structures:
         shares = np.bincount(structure.atomic_numbers) / len(structure)
@@ -524,7 +539,7 @@ def _num_compositions(structures: list[Structure]) -> int:
 
 
 def _is_diverse(structures: list[Structure], num_compositions: int, num_levels: int) -> bool:
-    """Whether compositions are too many for E0 to explain all energies."""
+    """Whether there are too many compositions for E0 to explain all energies."""
     elements = set()
     for structure in structures:
         elements |= set(structure.elements.tolist())

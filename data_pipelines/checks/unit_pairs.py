@@ -1,6 +1,6 @@
-"""Geometric evidence about units: work between close frames, the pull of bonds, pressure by volume.
+"""Evidence about units: work between close frames, forces along bonds, pressure against volume.
 
-Energies and labels of two close frames are tied by the first law, whatever the material:
+In any material, the first law relates the energies and labels of two close frames:
 
     dE = -(F_1 + F_2)/2 . u  +  V (sigma_1 + sigma_2)/2 : eps
 
@@ -24,17 +24,18 @@ from ..structure import Structure
 # A; the midpoint rule for the work is too inaccurate for larger displacements
 MAX_STEP = 0.35
 MAX_STRAIN = 0.06
-# smaller displacements and strains are rounding, and do no work
+# smaller displacements and strains are rounding errors
 MIN_STEP = 1e-4
 MIN_STRAIN = 1e-6
-# two cells whose mean has a volume outside this range use different settings of lattice vectors
+# if the volume of the mean cell, relative to one of the cells, is outside this range, the two cells
+# use different lattice vectors
 VOLUME_RANGE = (0.8, 1.25)
 MIN_VOLUME_CHANGE = 0.01
 # eV/A RMS; at smaller forces, bonds of one structure differ more by their kind than by stretching
 MIN_FORCE = 0.3
-# they touch at twice their covalent radii
+# their atoms touch at about twice the covalent radii
 NOBLE_GASES = {2, 10, 18, 36, 54, 86}
-# A; long enough to find nearest neighbours even if Bohr were read as A
+# A; long enough to find nearest neighbours even if lengths in Bohr were read as A
 LONGEST_BOND = 6.0
 # bonds up to this factor times the shortest one count as nearest neighbours
 NEAREST = 1.25
@@ -42,18 +43,18 @@ NEAREST = 1.25
 
 @dataclass(frozen=True)
 class Works:
-    """Energy differences of P pairs of close frames, and the work that the labels claim, in eV."""
+    """Energy differences of P pairs of close frames, and the work according to the labels."""
 
     energy: np.ndarray
-    """(P,)"""
+    """(P,) energy differences, eV"""
     forces: np.ndarray
-    """(P,)"""
+    """(P,) work of the forces, eV"""
     stress: np.ndarray
-    """(P,) zero where the cell does not change"""
+    """(P,) work of the stress, eV; zero if the cell does not change"""
 
 
 def works_between_frames(structures: list[Structure]) -> Works:
-    """The works of all pairs of close frames that have the labels."""
+    """Energy differences and works of all pairs of close frames that have the labels."""
     rows = []
     for one, other in close_pairs(structures):
         row = _works(one, other)
@@ -64,10 +65,10 @@ def works_between_frames(structures: list[Structure]) -> Works:
 
 
 def close_pairs(structures: list[Structure]) -> Iterator[tuple[Structure, Structure]]:
-    """Candidates: frames of the same atoms that are neighbours in the source, or in volume."""
+    """Yield pairs of frames with the same atoms that are close in the source or in volume."""
     families = defaultdict(list)
     for structure in structures:
-        # the same order of atoms, since displacements are taken atom by atom
+        # the order of atoms must be the same, because displacements are taken atom by atom
         atoms = structure.atomic_numbers.tobytes()
         families[structure.level_of_theory, atoms].append(structure)
 
@@ -77,9 +78,9 @@ def close_pairs(structures: list[Structure]) -> Iterator[tuple[Structure, Struct
 
 
 def _neighbouring_pairs(frames: list[Structure]) -> Iterator[tuple[int, int]]:
-    """Indices of frames that are next, or next but one, to each other; each pair once."""
+    """Yield pairs of indices of frames that are one or two places apart; each pair once."""
     orders = [list(range(len(frames)))]
-    # an equation of state may be stored in any order
+    # also ordered by volume, because an equation of state may be stored in any order
     volumes = [_volume(frame) for frame in frames]
     if any(volumes):
         by_volume = np.argsort(volumes, kind="stable")
@@ -96,7 +97,10 @@ def _neighbouring_pairs(frames: list[Structure]) -> Iterator[tuple[int, int]]:
 
 
 def _works(one: Structure, other: Structure) -> tuple[float, float, float] | None:
-    """dE, work of forces, work of stress in eV; None without labels or for frames too far apart."""
+    """dE, work of forces and work of stress, in eV.
+
+    None if labels are missing, or if the frames are identical or too far apart.
+    """
     if one.energy is None or other.energy is None:
         return None
     if one.forces is None or other.forces is None:
@@ -113,7 +117,7 @@ def _works(one: Structure, other: Structure) -> tuple[float, float, float] | Non
 
     work_of_stress = 0.0
     if largest_strain > MIN_STRAIN:
-        # without a stress, the forces would have to explain the work of both
+        # without a stress, its work would be missing
         if one.stress is None or other.stress is None:
             return None
         mean_volume = 0.5 * (_volume(one) + _volume(other))
@@ -129,9 +133,9 @@ def _works(one: Structure, other: Structure) -> tuple[float, float, float] | Non
 
 
 def _displacement(one: Structure, other: Structure) -> tuple[np.ndarray, np.ndarray] | None:
-    """Strain (3, 3) between the cells, and displacements (N, 3) at fixed cell shape.
+    """Strain (3, 3) between the cells, and displacements (N, 3) in A at fixed cell shape.
 
-    None where the cells cannot be compared.
+    None if the cells cannot be compared.
     """
     if not (one.pbc.all() and other.pbc.all()):
         change_of_cell = np.abs(one.cell - other.cell)
@@ -153,13 +157,13 @@ def _displacement(one: Structure, other: Structure) -> tuple[np.ndarray, np.ndar
     fractional = after - before
     # atoms may have been wrapped into the cell between the frames
     fractional -= np.rint(fractional)
-    # moving all atoms together does no work
+    # a translation of all atoms does no work
     fractional -= fractional.mean(axis=1, keepdims=True)
     return strain, fractional.T @ mean_cell
 
 
 def pressure_steps(structures: list[Structure]) -> np.ndarray:
-    """Relative change of volume and change of pressure (eV/A^3) of close pairs, (P, 2)."""
+    """Relative change in volume and change in pressure (eV/A^3) for close pairs, (P, 2)."""
     labelled = []
     for structure in structures:
         if structure.stress is not None and structure.pbc.all():
@@ -178,18 +182,18 @@ def pressure_steps(structures: list[Structure]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bonds:
-    """Nearest neighbours: their lengths, and how forces push them apart."""
+    """Bonds between nearest neighbours: their lengths, and the forces that push them apart."""
 
     closest: np.ndarray
-    """(S,) smallest length over the sum of covalent radii in each structure"""
+    """(S,) smallest distance over the sum of covalent radii, for each structure"""
     stretch: np.ndarray
-    """(B,) A, length minus the mean of its pair of elements in its structure"""
+    """(B,) A, bond length minus the mean over bonds of the same elements in the structure"""
     push: np.ndarray
-    """(B,) eV/A, (F_j - F_i)/2 along i -> j, minus the mean of the same bonds"""
+    """(B,) eV/A, (F_j - F_i)/2 along i -> j, minus the mean over the same bonds"""
 
 
 def bonds(structures: list[Structure]) -> Bonds:
-    """Bonds of structures, each counted once; without neighbours a structure has none."""
+    """The bonds of structures, each counted once. Structures without neighbours are skipped."""
     closest: list[float] = []
     stretch: list[float] = []
     push: list[float] = []
@@ -207,7 +211,7 @@ def bonds(structures: list[Structure]) -> Bonds:
         ratio = lengths / (radii[receiver] + radii[sender])
         shortest = ratio.min()
 
-        # atoms of a noble gas are held by no covalent bond
+        # noble gas atoms have no covalent bonds
         elements = set(structure.elements.tolist())
         if not elements <= NOBLE_GASES:
             closest.append(shortest)
@@ -224,7 +228,7 @@ def bonds(structures: list[Structure]) -> Bonds:
         kind = _pair_of_elements(structure.atomic_numbers, sender, receiver)
         for key in np.unique(kind[near]):
             same = near & (kind == key)
-            # a single bond has no mean to be compared with
+            # a single bond cannot be compared with a mean
             if same.sum() > 1:
                 longer = lengths[same] - lengths[same].mean()
                 stronger = along[same] - along[same].mean()
@@ -236,19 +240,19 @@ def bonds(structures: list[Structure]) -> Bonds:
 def _pair_of_elements(
     atomic_numbers: np.ndarray, sender: np.ndarray, receiver: np.ndarray
 ) -> np.ndarray:
-    """One number (E,) for the two elements of each edge, whichever comes first."""
+    """One number (E,) for the unordered pair of elements of each edge."""
     one = atomic_numbers[sender]
     other = atomic_numbers[receiver]
     light = np.minimum(one, other)
     heavy = np.maximum(one, other)
-    # no element has a number of 128 or more
+    # all atomic numbers are below 128
     return light * 128 + heavy
 
 
 def _volume(structure: Structure) -> float:
-    """A^3; 0 where the structure is not periodic in three directions."""
+    """Cell volume in A^3; 0 unless all three directions are periodic."""
     if not structure.pbc.all():
         return 0.0
-    # a cell may be left-handed
+    # the determinant of a left-handed cell is negative
     determinant = np.linalg.det(structure.cell)
     return float(abs(determinant))

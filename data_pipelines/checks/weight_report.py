@@ -1,4 +1,4 @@
-"""What importance weights will do to an epoch, before a run is spent on it."""
+"""Report how importance weights change the composition of an epoch."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from ..stream.source import fit_weights
 
 @dataclass(frozen=True)
 class WeightReport:
-    """Weights of the structures of a split, and what an epoch holds of each element."""
+    """The weights of a split's structures, and how often each element occurs in an epoch."""
 
     num_structures: int
     effective_share: float
-    """Share of the data that the weighted sample is worth."""
+    """Effective sample size as a fraction of the number of structures."""
     smallest: float
+    """Smallest weight."""
     largest: float
+    """Largest weight."""
     before: np.ndarray
-    """(119,) structures that contain the element"""
+    """(119,) number of structures that contain the element"""
     after: np.ndarray
-    """(119,) their weights, summed: the copies to expect in an epoch"""
+    """(119,) sum of their weights: the expected number of copies in an epoch"""
 
     def rows(self) -> list[tuple[str, int, float, float]]:
-        """(symbol, structures, copies expected, ratio), the most favoured element first."""
+        """(symbol, structures, expected copies, ratio), sorted by ratio in descending order."""
         present = np.flatnonzero(self.before)
         ratio = self.after[present] / self.before[present]
         order = np.lexsort((self.before[present], -ratio))
@@ -47,17 +49,23 @@ class WeightReport:
         return rows
 
     def save_picture(self, path: Path, title: str) -> None:
-        """Periodic table of copies over structures. Raises FileError."""
+        """Draw the ratio of copies to structures as a periodic table.
+
+        Raises FileError if the file cannot be written.
+        """
         ratios = {symbol: ratio for symbol, _, _, ratio in self.rows()}
         unit = "copies in an epoch per structure with the element"
         figure = periodic_table_heat_map(ratios, title, unit)
-        # never through a link that somebody put there
+        # replaces a symbolic link at this place instead of writing through it
         with file_errors(path):
             write_atomically(path, figure_png(figure, kind=WEIGHTS_PICTURE))
 
 
 def weight_report(folder: Path | str, config: WeightConfig, split: str = "train") -> WeightReport:
-    """Weights of every structure of a split, summed by element; reads one column."""
+    """Compute the weights of all structures of a split, and sum them by element.
+
+    Raises BrokenDataSetError if the folder is not a converted data set or lacks the split.
+    """
     blocks = BlockReader(folder, split)
     weights = fit_weights(folder, split, config, blocks)
     before = np.zeros(NUM_ELEMENTS)

@@ -1,17 +1,17 @@
-"""Materials that several sources of one data set have, kept on one side of its splits.
+"""Keep materials that occur in several sources of a data set on one side of its splits.
 
-Two sources are split independently. A crystal that one of them tests on may be among the training
-structures of the other, at another volume or level of theory, and its errors would look too good.
-Structures with equal hashes (`near_duplicates.material_hash`) are taken for one material here.
+Two sources are split independently. A crystal in the test set of one source may be in the training
+set of the other, at another volume or level of theory. Its test errors would look too good. Here,
+structures with equal hashes (`near_duplicates.material_hash`) count as the same material.
 
-1. Groups without a stated split that share a material become one unit. The unit follows what
-   another source states for one of its materials; held out wins. Without that, its first structure
-   decides.
-2. A training structure whose split is stated cannot move. If its material is held out in another
-   source, it is dropped.
+1. Groups without a stated split that share a material are joined to one unit. The unit takes the
+   split that another source states for one of its materials; a held-out split takes precedence.
+   If no source states one, the first structure of the unit decides.
+2. A training structure whose split is stated cannot be moved. If another source holds its material
+   out, it is dropped.
 
-A source that states both sides for one material, as sets of one trajectory do, does not hold it
-out.
+If a source states both training and held-out splits for a material, as data sets from a single
+trajectory do, it does not count as holding the material out.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ NO_MATERIAL = -1
 
 @dataclass(frozen=True)
 class Sides:
-    """Splits after step 1."""
+    """The splits after step 1."""
 
     split: np.ndarray
-    """(S,)"""
+    """(S,) index into SPLITS"""
 
     unit: np.ndarray
-    """(S,) units that share a material have one name."""
+    """(S,) id of the unit; units that share a material have been joined"""
 
     is_fixed: np.ndarray
-    """(S,) whether a stated split decides the side."""
+    """(S,) whether a stated split decides"""
 
     num_moved: int
-    """Structures that had another split before."""
+    """Number of structures whose split has changed."""
 
     left_apart: bool
-    """Shared materials chain most structures together, and were left where they were."""
+    """True if shared materials would join most structures to one unit, so nothing was moved."""
 
 
 def shared_materials(material: np.ndarray, source: np.ndarray) -> list[np.ndarray]:
-    """Rows of each material that at least two sources have.
+    """The rows of each material that occurs in at least two sources.
 
-    material, source: (S,) hash of the material, NO_MATERIAL for none, and number of the source.
+    material: (S,) hash of the material, or NO_MATERIAL. source: (S,) index of the source.
     """
     groups = group_equal(material)
     return [
@@ -70,10 +70,11 @@ def on_one_side(
     is_stated: np.ndarray,
     unit: np.ndarray,
 ) -> Sides:
-    """Step 1: units without a stated split on the side of the materials that they share.
+    """Step 1: move units without a stated split to one side with the materials that they share.
 
-    split, source, is_stated, unit: (S,) split code, number of the source, whether the split is
-    stated, and name of the unit.
+    shared: rows of each shared material, from `shared_materials`.
+    split, source, is_stated, unit: (S,) index into SPLITS, index of the source, whether the split
+        is stated, and id of the unit.
     """
     free = np.flatnonzero(~is_stated)
     if not len(free):
@@ -88,17 +89,17 @@ def on_one_side(
     if sizes.max() > max(MOST_CHAINED * len(split), largest_unit):
         return Sides(split, unit, is_stated, 0, left_apart=True)
 
-    # what other sources state of the materials of each unit: -1, or the strictest split
+    # the strictest split that other sources state for the materials of each unit, or -1
     stated = np.full(len(names), -1)
     for rows in shared:
         own = unit_of_row[rows[~is_stated[rows]]]
         others = _side_of_each(rows[is_stated[rows]], split, source)
         if len(own) and others:
             place = joined[own[0]]
-            # the codes ascend from training to test
+            # the indices of splits ascend from train to test
             stated[place] = max(stated[place], *others.values())
 
-    # without it, the first structure among those that share something
+    # if no split is stated, the first structure of each joined unit decides
     side = np.full(len(names), -1)
     for name in np.argsort(first, kind="stable"):
         if side[joined[name]] < 0:
@@ -117,7 +118,7 @@ def on_one_side(
     moved[rows] = side[places]
     is_fixed = is_stated.copy()
     is_fixed[rows] = stated[places] >= 0
-    # the name of one of its members
+    # a joined unit takes the id of one of its members
     leader = np.zeros(len(names), np.int64)
     leader[joined] = names
     one_unit = unit.copy()
@@ -127,7 +128,10 @@ def on_one_side(
 
 
 def _joined(shared: list[np.ndarray], unit_of_row: np.ndarray, num_units: int) -> np.ndarray:
-    """Units that share materials get one number, (num_units,); `unit_of_row` is -1 for others."""
+    """Number the units so that those that share materials have the same number, (num_units,).
+
+    unit_of_row: (S,) index of the unit; -1 for rows with a stated split.
+    """
     links = []
     for rows in shared:
         own = unit_of_row[rows]
@@ -142,7 +146,7 @@ def _joined(shared: list[np.ndarray], unit_of_row: np.ndarray, num_units: int) -
 def leaking(
     shared: list[np.ndarray], split: np.ndarray, source: np.ndarray, is_stated: np.ndarray
 ) -> np.ndarray:
-    """Step 2: rows of training structures, with a stated split, that another source holds out."""
+    """Step 2: rows that a source states as training, but whose material another holds out."""
     found = []
     for rows in shared:
         if _is_on_two_sides(rows, split, source):
@@ -151,7 +155,7 @@ def leaking(
 
 
 def on_two_sides(shared: list[np.ndarray], split: np.ndarray, source: np.ndarray) -> int:
-    """Materials that one source trains on and another one holds out."""
+    """Number of materials that one source trains on and another one holds out."""
     return sum(_is_on_two_sides(rows, split, source) for rows in shared)
 
 
@@ -161,15 +165,15 @@ def _is_on_two_sides(rows: np.ndarray, split: np.ndarray, source: np.ndarray) ->
 
 
 def _side_of_each(rows: np.ndarray, split: np.ndarray, source: np.ndarray) -> dict[int, int]:
-    """Number of each source -> the split of a material in it, the first of several.
+    """Source -> split of a material in it; if there are several, the first in SPLITS.
 
-    A row in no split, which was dropped, does not count.
+    Dropped rows, which are in no split, do not count.
     """
     sides: dict[int, int] = {}
     for row in rows.tolist():
         own = int(split[row])
         if own < len(SPLITS):
             number = int(source[row])
-            # the codes ascend from training to test
+            # the indices of splits ascend from train to test
             sides[number] = min(sides.get(number, own), own)
     return sides

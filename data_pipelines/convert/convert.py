@@ -1,9 +1,9 @@
-"""Any source becomes a data set: Parquet shards with dataset_info.json and census.json.
+"""Convert any source to a data set: Parquet shards with dataset_info.json and census.json.
 
-The parts of the source are staged one by one, in parallel (`staging.py`). Then their splits are
-arranged (`splits.py`), and they are cut into shards in a new folder (`finish.py`), which takes the
-place of OUT in one step. Until then, OUT holds what it held before and the staged parts. The same
-call continues with the parts that are not staged yet.
+First, the parts of the source are staged in parallel (`staging.py`). Then splits are arranged
+(`splits.py`), and the structures are cut into shards in a new folder (`finish.py`). This folder
+replaces OUT in one step. Until then, OUT keeps its previous content next to the staged parts. If a
+conversion is interrupted, the same call continues with the parts that are not staged yet.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ CONTINUE = "run the same command again, it continues with the parts that are not
 
 
 class ConvertConfig(SplitConfig):
-    """How a source becomes a data set: its columns, and how it is split."""
+    """How a source becomes a data set: columns, splits, filters and physics."""
 
     licence: str = Field(default="not stated", description="licence of the data, for the card")
     description: str = Field(default="", description="where the data come from, for the card")
@@ -116,22 +116,22 @@ def convert(
     """Convert a source into the folder `out`; returns the content of its dataset_info.json.
 
     workers: number of processes, by default one per core. The result does not depend on it.
-    task: (k, n) stages every n-th part, beginning with the k-th of 1..n, and returns None. When
-        all tasks have run, in any order and on any machine, the call without a task finishes.
+    task: (k, n) stages only every n-th part, starting with the k-th of 1..n, and returns None.
+        When all tasks have run, in any order and on any machine, call again without a task to
+        finish.
+    overwrite: replace another data set in `out` once the new one is complete. Other files in the
+        folder are kept.
 
-    overwrite: another data set in `out` is replaced, once the new one is whole. Other files in
-        the folder are kept.
+    If `out` already holds a conversion of the same bytes with the same config, nothing is done,
+    unless one of its files is damaged. With `overwrite`, the conversion always runs again.
 
-    A finished conversion of the same bytes with the same config is left as it is, unless one of
-    its files is damaged: then it is made again. `overwrite` makes it again in any case.
+    With workers=1, files are read in this process. If it has no threads other than daemon threads
+    (such as progress bars), its memory is limited while ASE reads a file; see `core.memory`.
 
-    With workers=1 files are read in this process. Where it has no other threads but daemons, such
-    as progress bars, its memory is limited while a file of ASE is read; see `core.memory`.
-
-    Raises DestinationError when `out` holds something else, SourceError for a source that cannot
-    be read, BadRecordError for a bad record (unless `skip_bad`), UnitError for labels that look
-    wrong, FileError when `out` cannot be written and ConversionError when nothing is left to train
-    on. What `out` held before is whole even then.
+    Raises DestinationError if `out` holds something else, SourceError if the source cannot be read,
+    BadRecordError for a bad record (unless `skip_bad`), UnitError for labels that look wrong,
+    FileError if `out` cannot be written, and ConversionError if nothing is left to train on. The
+    previous content of `out` stays intact even then.
     """
     source = str(source)
     about = {"licence": config.licence, "description": config.description}
@@ -152,11 +152,11 @@ class NamedSource:
     config: ConvertConfig
 
     name: str | None = None
-    """What ids of its structures begin with, and what errors call it; None for the only source."""
+    """Prefix of its structure ids and name in error messages; None if there is only one source."""
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
-        """Errors inside of the block say which of several sources they are about."""
+        """Add the name of the source to errors that are raised inside the block."""
         try:
             yield
         except EvenfieldError as error:
@@ -176,12 +176,15 @@ def convert_sources(
     task: tuple[int, int] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any] | None:
-    """Convert one or several sources into one data set; otherwise as `convert`.
+    """Convert one or several sources into one data set.
 
-    identity: what is converted, apart from the bytes: `file`, a name, and `config`, all settings.
-    about: the fields of dataset_info.json that are known beforehand. The hash of each source is
-        added to the entries of `sources`, where it has them.
-    card: makes data_card.md from the content of dataset_info.json.
+    Other arguments, return value and errors as in `convert`.
+
+    identity: identifies the conversion apart from the source bytes: `file`, a name, and `config`,
+        all settings.
+    about: fields of dataset_info.json that are known beforehand. If it has `sources`, the hash of
+        each source is added to its entry there.
+    card: returns the text of data_card.md, given the content of dataset_info.json.
     """
     out = Path(out)
     _check_place(out, sources, identity, overwrite)
@@ -190,7 +193,7 @@ def convert_sources(
             f"task={task[0]}/{task[1]}: the first number is one of 1..{max(task[1], 1)}"
         )
 
-    # first what takes seconds: misspelt columns, a finished conversion, wrong units
+    # quick checks come first: misspelt columns, a finished conversion, wrong units
     about = {**about, **_stated_physics(sources)}
     hashes = []
     for source in sources:
@@ -228,7 +231,7 @@ def convert_sources(
             if find_staged(job.folder, number, job.key) is None:
                 missing.append((number, parts[number]))
 
-        # a pool takes a second to start, which a small source does not need
+        # a pool takes a second to start, which does not pay off for a single part
         run: Map = map
         if len(missing) > 1 and workers != 1:
             run = stack.enter_context(worker_pool(workers)).map
@@ -247,9 +250,10 @@ def convert_sources(
 
 
 def _stated_physics(sources: Sequence[NamedSource]) -> dict[str, Any]:
-    """What dataset_info.json says of the physics of all sources; empty where there is none.
+    """The entry of dataset_info.json for the physics of all sources; empty if there is none.
 
-    Raises PhysicsError where they differ, and MissingPackageError.
+    Raises PhysicsError if the sources differ in their physics, and MissingPackageError if a package
+    for it is not installed.
     """
     physics = sources[0].config.physics
     for source in sources:
@@ -261,13 +265,13 @@ def _stated_physics(sources: Sequence[NamedSource]) -> dict[str, Any]:
             )
     if physics is None:
         return {}
-    # its packages must be there
+    # raises MissingPackageError if a package is not installed
     Physics(physics)
     return {PHYSICS: to_state(physics)}
 
 
 def _of_all(hashes: list[str]) -> str:
-    """The hash of one source, or one over those of several."""
+    """The hash of a single source, or a hash over the hashes of several."""
     if len(hashes) == 1:
         return hashes[0]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -281,15 +285,16 @@ def write_data_set(
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write structures as a data set, in the way in which `convert` writes a source.
+    """Write structures as a data set, in the same way as `convert` writes a source.
 
-    The shapes of their labels are checked. What else `convert` refuses is for the caller to check.
-    With `config.physics`, their labels are those of the whole, as in a source.
+    Only the shapes of labels are checked; the caller is responsible for all other checks. If
+    `config.physics` is set, the labels are totals, and the physics is subtracted here.
 
-    origin: what dataset_info.json says about the source; `file` and `sha256` are required.
-    overwrite: as of `convert`.
+    origin: the entry of dataset_info.json about the source; `file` and `sha256` are required.
+    overwrite: as in `convert`.
 
-    Raises DestinationError when `out` holds something, BadRecordError for a label of a wrong shape.
+    Raises DestinationError if `out` is occupied, BadRecordError for a label of the wrong shape, and
+    FileError, ConversionError and MissingPackageError as `convert` does.
     """
     check_destination(out, overwrite=overwrite, kinds=DATA_SETS)
     refuse_files_of_others(out)
@@ -320,27 +325,27 @@ def _with_checked_labels(structure: Structure) -> Structure:
 
 @dataclass(frozen=True)
 class SourcePart:
-    """A part of one of the sources."""
+    """A part of one of several sources."""
 
     source: int
-    """Number of the source."""
+    """Index of the source."""
 
     part: Part
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The neighbours in one structure, and what follows from them."""
+    """The pairs of atoms in one structure, and the fingerprint computed from them."""
 
     fingerprint: int
 
     pairs: Pairs
-    """Within CUTOFF."""
+    """Pairs within CUTOFF."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a process needs to know in order to stage a part; it is pickled."""
+    """Everything that a process needs to stage a part; pickled for worker processes."""
 
     out: Path
     key: str
@@ -348,12 +353,12 @@ class _Job:
 
     @property
     def folder(self) -> Path:
-        """Where the staged parts are."""
+        """The folder of the staged parts."""
         return staging_folder(self.out, self.key)
 
     @contextmanager
     def staging(self, origin: dict[str, Any]) -> Iterator[None]:
-        """The folder of the staged parts, which a failure removes again if it is empty."""
+        """Create the folder of the staged parts; on failure, remove it again if it is empty."""
         try:
             begin(self.folder, origin)
             yield
@@ -376,7 +381,7 @@ class _Job:
                     raise BadRecordError(
                         fault, remedy="give structures of each net charge a data set of their own"
                     )
-                # here, where the neighbours are known; of the structure that is staged next
+                # computed here, because the pairs are known; only the next structure needs it
                 seen.clear()
                 seen[id(structure)] = Surroundings(fingerprint(structure, pairs), pairs)
 
@@ -392,7 +397,11 @@ class _Job:
         tally: LabelTally | None = None,
         seen: dict[int, Surroundings] | None = None,
     ) -> None:
-        """Stage numbered records; `seen` has the surroundings in the latest one, if known."""
+        """Stage numbered records as part `index`.
+
+        tally: label counts, which are filled while `records` are read.
+        seen: id() of the latest structure -> its surroundings, if known.
+        """
         if seen is None:
             seen = {}
         source = self.sources[part.source]
@@ -400,7 +409,7 @@ class _Job:
             records = _minus_physics(records, source.config, part.part.name, seen)
         staged = StagedPart(self.key, part.part.name)
         if tally is not None:
-            # filled while the records are read, and written after the last of them
+            # the counts are filled while records are read, and written after the last one
             staged.labels = to_json(tally)
         stage(
             records,
@@ -427,7 +436,7 @@ class _Job:
             around = Surroundings(fingerprint(structure, pairs), pairs)
         material = None
         if source.name is not None:
-            # unique among all sources
+            # the prefix makes the id unique among all sources
             named = f"{source.name}/{structure.structure_id}"
             structure = replace(structure, structure_id=named)
             material = material_hash(structure)
@@ -449,14 +458,15 @@ def _minus_physics(
     file: str,
     seen: dict[int, Surroundings],
 ) -> Iterator[tuple[int, Structure | BadRecordError | None]]:
-    """The numbered records with labels minus physics; what it does not fit is a bad record.
+    """Yield the numbered records with physics subtracted from their labels.
 
-    The surroundings in `seen` go over to the new structure.
+    A structure to which the physics does not apply becomes a BadRecordError. The surroundings in
+    `seen` are transferred to the new structure.
     """
     assert config.physics is not None
     physics = Physics(config.physics)
     for number, found in records:
-        # what is left out anyway may have elements that the physics does not know
+        # structures that will be filtered out may have elements that the physics does not know
         if not isinstance(found, Structure) or not _has_wanted_elements(found, config):
             yield number, found
             continue
@@ -478,16 +488,19 @@ def _read(
     part: Part, config: ConvertConfig, count: Count
 ) -> Iterator[Structure | BadRecordError | None]:
     try:
-        # the neighbours that the check of a record finds serve its fingerprint and domain too
+        # the pairs found by the check of a record are reused for its fingerprint and domain
         yield from read_part(part, config, count, pair_radius=CUTOFF)
     except OSError as error:
-        # a network or a disk that disappeared in the middle
+        # the network or a disk failed in the middle of a file
         raise FileError(f"reading failed ({error})", file=part.name, remedy=CONTINUE) from error
 
 
 @contextmanager
 def _interruptions(out: Path, folder: Path) -> Iterator[None]:
-    """What stops a conversion from outside, with a remedy; `folder` has its staged parts."""
+    """Turn killed workers and failed writes into errors with a remedy.
+
+    folder: the folder of the staged parts.
+    """
     try:
         yield
     except WorkerEndedError:
@@ -516,7 +529,7 @@ def _interruptions(out: Path, folder: Path) -> Iterator[None]:
 def _check_place(
     out: Path, sources: Sequence[NamedSource], identity: dict[str, Any], overwrite: bool
 ) -> None:
-    """What can be said of `out` without reading the sources, which may take minutes."""
+    """Check `out` as far as possible without reading the sources, which may take minutes."""
     if out.is_file():
         raise FileError("is a file", file=out, remedy="name a folder for the data set")
     may_continue = is_unfinished(out)
@@ -531,22 +544,22 @@ def _check_place(
 
 
 def _check_content(out: Path, origin: dict[str, Any], overwrite: bool) -> None:
-    """Refuse a data set of other bytes in `out`, finished or not."""
+    """Raise DestinationError if `out` holds a data set of other bytes, finished or not."""
     if overwrite or contents(out) is None:
         return
     info = _stated(out)
     if info is not None and info["source"] != origin:
         check_destination(out, overwrite=overwrite)
 
-    # Those of the same source are no obstacle: with the same settings they are used, and with
-    # others they stay where they are until the end.
+    # Unfinished conversions of the same source are no obstacle. With the same settings, their parts
+    # are used. With other settings, they stay in place until the end.
     for other in origins(out):
         if other is None or other["sha256"] != origin["sha256"]:
             check_destination(out, overwrite=overwrite)
 
 
 def is_unfinished(out: Path) -> bool:
-    """Whether a folder holds staged parts, and besides them only files of ours."""
+    """Whether a folder holds staged parts and otherwise only files written by evenfield."""
     parts = out / PARTS
     if parts.is_symlink():
         raise DestinationError(
@@ -559,23 +572,23 @@ def is_unfinished(out: Path) -> bool:
 
 
 def name_of_source(source: str) -> str:
-    """How dataset_info.json names a source: the folder of a local one may change."""
+    """The name of a source in dataset_info.json, without the folder of a local file."""
     path = local_path(source)
-    # an address is stored, and shown to others, without a password or a signature in it
+    # the name is stored and shown to others, so passwords and signatures are removed
     return path.name if path.exists() else without_secrets(source)
 
 
 def settings_of(config: ConvertConfig) -> dict[str, Any]:
-    """The settings of a conversion, as dataset_info.json states them."""
+    """The settings of a conversion, as stored in dataset_info.json."""
     settings = config.model_dump(mode="json")
-    # data sets that were made before there was physics are still those of the same settings
+    # without physics, the settings must equal those of data sets from before the key existed
     if config.physics is None:
         del settings["physics"]
     return settings
 
 
 def _stated(out: Path) -> dict[str, Any] | None:
-    """What dataset_info.json in `out` states, even if other files are damaged; None without it."""
+    """dataset_info.json in `out`, even if other files are damaged; None if it is unusable."""
     try:
         return stated_info(out)
     except BrokenDataSetError:
@@ -583,10 +596,10 @@ def _stated(out: Path) -> dict[str, Any] | None:
 
 
 def _finished(out: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
-    """The info of a whole data set that was made from the same source, or None.
+    """The info of an intact data set that was made from the same source, or None.
 
-    Every file is read. Errors about a damaged one send the user here, and dataset_info.json alone
-    cannot know of the damage.
+    Every file is read to verify it. Errors about a damaged file tell the user to convert again, and
+    dataset_info.json alone does not show the damage.
     """
     info = _stated(out)
     if info is None or info["source"] != origin:
@@ -607,7 +620,7 @@ def _finish(
     run: Map,
     card: Callable[[dict[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
-    """Put the data set of the staged parts in the place of what `out` holds."""
+    """Make the data set from the staged parts and replace the content of `out` with it."""
     with replace_folder(out) as new:
         staged = []
         for number, part in enumerate(parts):
@@ -633,7 +646,7 @@ def _finish(
 
 
 def _split_files(parts: list[SourcePart], sources: Sequence[NamedSource]) -> dict[str, int]:
-    """How many files are which split by their names alone."""
+    """Split -> number of files whose names state it, over all sources."""
     total: Counter[str] = Counter()
     for number, source in enumerate(sources):
         own = [part.part for part in parts if part.source == number]

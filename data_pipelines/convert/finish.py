@@ -1,7 +1,7 @@
 """The second half of a conversion: staged parts become shards, census.json and dataset_info.json.
 
-Shards are cut from the kept structures in the order of the source, so they do not depend on how
-many processes stage or write them.
+Shards are cut from the kept structures in the order of the source, so they do not depend on the
+number of processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .staging import DOMAIN_COLUMNS, STAGED_COLUMNS, StagedPart, rejection
 
 
 Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
-"""`map`, or that of a pool of processes."""
+"""`map`, or the `map` of a process pool."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Staged:
     footer: StagedPart
 
     source: int = 0
-    """Number of the source that it is a part of."""
+    """Index of the source."""
 
 
 Parts = list[Staged]
@@ -56,15 +56,15 @@ Parts = list[Staged]
 
 
 class ConversionError(EvenfieldError):
-    """A conversion that could not be completed although its source can be read."""
+    """A conversion cannot be completed although its source can be read."""
 
 
 class SpellingError(ConversionError):
-    """A source that spells one level of theory in two ways."""
+    """A source spells the same level of theory in two ways."""
 
 
 class NoLabelsError(ConversionError):
-    """A source whose labels nobody has named, or that has none."""
+    """No label of a source was read: the settings name none, or it has none."""
 
     def __init__(self, message: str, *, tally: LabelTally, **parts: str) -> None:
         super().__init__(message, **parts)
@@ -73,7 +73,7 @@ class NoLabelsError(ConversionError):
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard to write: which rows of which staged files, in order."""
+    """The content of one shard: pairs of a staged file and the rows to take from it, in order."""
 
     path: Path
     split: str
@@ -93,14 +93,16 @@ def finish(
     """Write a data set from its staged parts; returns the content of its dataset_info.json.
 
     out: an empty folder.
-    about: the fields of dataset_info.json that are known beforehand. `sources`, where it is among
-        them, has an entry for each source, to which the counts of its structures are added.
-    configs, skip_bad: for each source, the shares of its splits, and whether a structure with an id
-        that another one has is set aside.
+    about: fields of dataset_info.json that are known beforehand. If it has `sources`, the counts of
+        each source's structures are added to its entry there.
+    configs: settings for the splits of each source.
+    skip_bad: for each source, whether structures with repeated ids are rejected without an error.
+    shard_size: number of structures in a shard.
+    run: applies a function to every shard, by default in this process.
 
-    Raises BadRecordError for the second structure with the same id and level of theory, unless
-    `skip_bad`, SpellingError for one level of theory in two spellings, and ConversionError when no
-    structure is left to train on, or no label.
+    Raises BadRecordError for the second structure with the same id and level of theory (unless
+    `skip_bad`), SpellingError for a level of theory with two spellings, NoLabelsError if no label
+    was read, and ConversionError if no structure is left to train on.
     """
     tally = _tally(parts, about)
     refuse_two_spellings(
@@ -110,7 +112,7 @@ def finish(
         remedy="give them one name in the source",
     )
 
-    # a part can be empty, for example that of an empty file among others
+    # drop empty parts, for example of an empty file
     parts = [
         part for part in parts if part.footer.kept or part.footer.filtered or part.footer.rejected
     ]
@@ -135,7 +137,7 @@ def finish(
             remedy="check the splits and the element filters",
         )
 
-    # the table of a shard is in memory while it is written, so its census is taken there
+    # the census is taken while shards are written, because their tables are in memory then
     shards = {}
     census = Census()
     for plan, (entry, own_census) in zip(plans, run(write_planned, plans), strict=True):
@@ -175,12 +177,12 @@ def finish(
     info["census_sha256"] = hashlib.sha256(counted).hexdigest()
     info[SHA256] = write_fingerprints(out, _fingerprints(index))
     info[LISTS_SHA256] = sums_of_lists(out)
-    # last: from here on the folder counts as a data set
+    # written last, because it makes the folder a data set
     return write_info(out, info)
 
 
 def _tally(parts: Parts, about: dict[str, Any]) -> LabelTally:
-    """The labels of all sources. Raises NoLabelsError for a source without any."""
+    """The label counts of all sources. Raises NoLabelsError if a source has no labels."""
     total = LabelTally()
     for number in sorted({part.source for part in parts}):
         own = [part.footer for part in parts if part.source == number]
@@ -193,12 +195,12 @@ def _tally(parts: Parts, about: dict[str, Any]) -> LabelTally:
 
 
 def prefix_of(source: Mapping[str, Any]) -> str:
-    """What stands before the settings of one source among several, in a recipe's overrides."""
+    """The prefix of a source's settings on the command line, if there are several sources."""
     return f"sources.{source['name']}."
 
 
 def _refuse_without_labels(tally: LabelTally, file: str, prefix: str) -> None:
-    """Raise ConversionError when structures were read, and not one label."""
+    """Raise NoLabelsError if structures were read, but not a single label."""
     if tally.num_labels or not tally.structures:
         return
     total = sum(tally.structures.values())
@@ -218,38 +220,41 @@ def _units() -> dict[str, str]:
 
 @dataclass
 class _Index:
-    """All staged structures (S,): where they are, and the columns that decide where they go."""
+    """All S staged structures: their place in the staged files, and the columns that decide splits.
+
+    Arrays have shape (S,) unless stated otherwise; names as in `Candidates`.
+    """
 
     part: np.ndarray
-    """Which part it is in."""
+    """Index of the part."""
 
     row: np.ndarray
-    """Its row in that part."""
+    """Row in the part."""
 
     split: np.ndarray
     """Index into SPLITS."""
 
     is_stated: np.ndarray
-    """Whether the split is."""
+    """Whether the split is stated."""
 
     key_hash: np.ndarray
     level_hash: np.ndarray
     elements: np.ndarray
-    """Of all structures, end to end."""
+    """Distinct atomic numbers of each structure, concatenated."""
 
     element_starts: np.ndarray
-    """(S + 1,)"""
+    """(S + 1,) offsets of the structures in `elements`."""
 
     id_hash: np.ndarray
     fingerprint: np.ndarray
 
     source: np.ndarray
-    """Number of the source."""
+    """Index of the source."""
 
     material: np.ndarray
 
     keep: np.ndarray
-    """False for a structure that is set aside here."""
+    """False for a structure that is rejected during `finish`."""
 
     @classmethod
     def read(cls, parts: Parts) -> _Index:
@@ -267,7 +272,7 @@ class _Index:
         return cls(
             part=np.repeat(np.arange(len(tables)), sizes),
             row=np.concatenate([np.arange(size) for size in sizes]),
-            # a copy: the splits are corrected later
+            # a copy, because splits are corrected later
             split=columns["split_code"].to_numpy().copy(),
             is_stated=columns["is_stated"].to_numpy(),
             key_hash=columns["key_hash"].to_numpy(),
@@ -282,7 +287,7 @@ class _Index:
         )
 
     def elements_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct elements of some rows end to end, and where each begins, (len(rows) + 1,)."""
+        """Concatenated distinct elements of some rows, and their offsets (len(rows) + 1,)."""
         counts = np.diff(self.element_starts)
         is_chosen = np.zeros(len(counts), bool)
         is_chosen[rows] = True
@@ -292,7 +297,7 @@ class _Index:
 
 
 def _values_at(parts: Parts, index: _Index, rows: np.ndarray, name: str) -> dict[int, Any]:
-    """A column's values at some rows of the index; reads only the parts that contain them."""
+    """Row of the index -> value of a column; reads only the parts that contain these rows."""
     values: dict[int, Any] = {}
     for part in np.unique(index.part[rows]):
         own = rows[index.part[rows] == part]
@@ -303,8 +308,8 @@ def _values_at(parts: Parts, index: _Index, rows: np.ndarray, name: str) -> dict
 
 
 def _repeated_ids(parts: Parts, index: _Index) -> list[tuple[int, BadRecordError]]:
-    """Row and error of each structure whose id an earlier structure has already."""
-    # equal hashes are only candidates, so the ids themselves are compared
+    """Row and error of each structure that repeats the id and level of an earlier one."""
+    # equal hashes are only candidates, so the ids themselves are compared below
     groups = near_duplicates.group_equal(index.id_hash)
     if not groups:
         return []
@@ -312,7 +317,7 @@ def _repeated_ids(parts: Parts, index: _Index) -> list[tuple[int, BadRecordError
     ids = _values_at(parts, index, rows, "structure_id")
     records = _values_at(parts, index, rows, "record")
 
-    # one structure may be labelled at several levels of theory
+    # the same id is allowed at several levels of theory
     first: dict[tuple[str, int], int] = {}
     repeated = []
     for row in rows.tolist():
@@ -334,9 +339,9 @@ def _repeated_ids(parts: Parts, index: _Index) -> list[tuple[int, BadRecordError
 def _arrange(
     parts: Parts, index: _Index, configs: Sequence[SplitConfig]
 ) -> tuple[dict[str, Any], list[BadRecordError]]:
-    """Correct the splits of the kept structures, and set aside those that would leak.
+    """Correct the splits of the kept structures, and reject those that would leak.
 
-    Returns what dataset_info.json says of the splits, and an error for each that is set aside.
+    Returns the entry of dataset_info.json about the splits, and an error for each rejected one.
     """
     kept = np.flatnonzero(index.keep)
     elements, starts = index.elements_of(kept)
@@ -387,7 +392,7 @@ def _leaks(parts: Parts, index: _Index, rows: np.ndarray) -> list[BadRecordError
 def _with_counts(
     sources: list[dict[str, Any]], parts: Parts, index: _Index
 ) -> list[dict[str, Any]]:
-    """The entries of the sources, with structures by level of theory and split, and labels."""
+    """Add label counts, and structures by level of theory and split, to the entries of sources."""
     counted = []
     for number, about in enumerate(sources):
         own = np.flatnonzero(index.keep & (index.source == number))
@@ -407,7 +412,7 @@ def _with_counts(
 
 
 def _plan(out: Path, parts: Parts, index: _Index, shard_size: int) -> list[ShardPlan]:
-    """The shards of each split, `shard_size` structures each but for the last."""
+    """The shards of each split, with `shard_size` structures each; the last may be smaller."""
     plans = []
     for code, split in enumerate(SPLITS):
         rows = np.flatnonzero(index.keep & (index.split == code))
@@ -424,7 +429,7 @@ def _plan(out: Path, parts: Parts, index: _Index, shard_size: int) -> list[Shard
 
 def write_planned(plan: ShardPlan) -> tuple[dict[str, Any], Census]:
     """Write one shard; returns its entry for dataset_info.json and its census."""
-    # only training structures make up the domain
+    # the domain consists of training structures only
     further = list(DOMAIN_COLUMNS) if plan.split == "train" else []
     pieces = []
     for path, rows in plan.pieces:
@@ -440,7 +445,7 @@ def write_planned(plan: ShardPlan) -> tuple[dict[str, Any], Census]:
 
 
 def _fingerprints(index: _Index) -> dict[str, np.ndarray]:
-    """Split -> fingerprints of its structures, in the order in which the shards have them."""
+    """Split -> fingerprints of its structures, in the order of the shards."""
     return {
         split: index.fingerprint[index.keep & (index.split == code)]
         for code, split in enumerate(SPLITS)
@@ -448,12 +453,12 @@ def _fingerprints(index: _Index) -> dict[str, np.ndarray]:
 
 
 def _write_near_duplicates(out: Path, parts: Parts, index: _Index) -> dict[str, Any]:
-    """List groups of near duplicates in duplicates.jsonl; returns their counts."""
+    """Write the groups of near duplicates to duplicates.jsonl; returns their counts."""
     kept = np.flatnonzero(index.keep)
     groups_of_kept = near_duplicates.group_equal(index.fingerprint[kept])
     groups = [kept[rows] for rows in groups_of_kept]
     if groups:
-        # a group can have thousands of members; the first ones are enough to look at
+        # a group can have thousands of members, so only the first ones are listed
         shown = [rows[: near_duplicates.SHOWN_IDS] for rows in groups]
         ids = _values_at(parts, index, np.concatenate(shown), "structure_id")
         lines = []

@@ -1,17 +1,18 @@
 """Near duplicates: structures with equal fingerprints. They are counted, but never dropped.
 
-The fingerprint is a hash of the reduced composition, the level of theory, the energy per atom to
-1 meV and three means over atoms to 0.02: the smooth number of neighbours within 4 A, the same
-weighted with the neighbour's Z / 10, and the root mean square of the former. It finds copies that
-are rotated, shifted, renumbered, repeated as supercells or barely moved.
+The fingerprint is a hash of the reduced composition, the level of theory, the energy per atom
+rounded to 1 meV, and three means over atoms rounded to 0.02: the smooth number of neighbours within
+4 A, the same weighted by the neighbour's Z / 10, and the root mean square of the first. It finds
+copies that are rotated, shifted, renumbered, repeated as supercells or slightly displaced.
 
-Limits: two copies on either side of a rounding step are missed. Different structures can share
-all of these numbers; mirror images do. The same geometry at two levels of theory is not a
-duplicate. The list is there to be looked at, not to delete by.
+Limits: two copies on opposite sides of a rounding step are missed. Different structures can agree
+in all of these numbers; mirror images always do. The same geometry at two levels of theory is not a
+duplicate. The list of duplicates is meant for inspection, and should not be used for deleting.
 
-The hash of a material (`material_hash`) leaves out the level of theory and the energy. In crystals
-it also leaves out the volume: lengths are in units of the cube root of the volume per atom. All
-volumes of an equation of state have one, and so has the same crystal at another level of theory.
+The hash of a material (`material_hash`) leaves out the level of theory and the energy. For crystals
+it also leaves out the volume, because lengths are divided by the cube root of the volume per atom.
+So all volumes of an equation of state have the same hash, and so does the same crystal at another
+level of theory.
 """
 
 from __future__ import annotations
@@ -25,21 +26,22 @@ from ..census.domain import RADIUS
 from ..structure import SPLITS, Pairs, Structure, pairs_within
 
 
-# A; the same as of the domain, so that one search for neighbours serves both
+# A; the same radius as for the domain, so that one neighbour search serves both
 CUTOFF = RADIUS
 ENERGY_STEP = 1e-3  # eV per atom
 NEIGHBOUR_STEP = 0.02
-SHOWN_IDS = 20  # of one group
-# share of the structures that copies may chain together; beyond it they are left apart
+SHOWN_IDS = 20  # ids listed for one group
+# copies are joined only if no unit then has more than this fraction of all structures
 MOST_CHAINED = 0.5
-# cube roots of the volume per atom; 5.6 A in aluminium, which tells fcc from hcp
+# in units of the cube root of the volume per atom; 5.6 A in aluminium, which distinguishes fcc from
+# hcp
 SCALED_CUTOFF = 2.2
 
 
 def fingerprint(structure: Structure, pairs: Pairs | None = None) -> int:
-    """A hash of 63 bits that near duplicates share; the docstring of the module defines it.
+    """A 63-bit hash that near duplicates share; the module docstring defines it.
 
-    pairs: those within CUTOFF, if they are known.
+    pairs: the pairs of atoms within CUTOFF, if they are known already.
     """
     if pairs is None:
         pairs = pairs_within(structure, CUTOFF)
@@ -54,7 +56,7 @@ def fingerprint(structure: Structure, pairs: Pairs | None = None) -> int:
     steps = _neighbour_means(structure, pairs, CUTOFF) / NEIGHBOUR_STEP
     neighbours = np.rint(steps).astype(int)
 
-    # lists, because their text is the same in every version of numpy
+    # lists, because the repr of numpy arrays differs between versions
     parts = (
         elements.tolist(),
         reduced.tolist(),
@@ -66,9 +68,9 @@ def fingerprint(structure: Structure, pairs: Pairs | None = None) -> int:
 
 
 def material_hash(structure: Structure) -> int | None:
-    """A hash of 63 bits that structures of one material share, whatever their level of theory.
+    """A 63-bit hash that structures of the same material share, at any level of theory.
 
-    None for an isolated atom, which is the same everywhere, and whose energy every level needs.
+    None for an isolated atom: it is the same in every source, and every level needs its energy.
     """
     if len(structure) == 1 and not structure.pbc.any():
         return None
@@ -85,35 +87,35 @@ def material_hash(structure: Structure) -> int | None:
 
 
 def hash_63(text: str) -> int:
-    """A text as a non-negative int64, the same on every machine."""
-    # ids from files may contain surrogates, which plain UTF-8 refuses
+    """Hash a text to a non-negative int64, the same on every machine."""
+    # ids from files may contain surrogates, which strict UTF-8 cannot encode
     encoded = text.encode(errors="surrogatepass")
     digest = hashlib.blake2b(encoded, digest_size=8).digest()
     unsigned = int.from_bytes(digest, "big")
-    # Arrow's and numpy's integers have a sign
+    # drop one bit, so that the result fits a signed 64-bit integer
     return unsigned >> 1
 
 
 def _neighbour_means(structure: Structure, pairs: Pairs, cutoff: float) -> np.ndarray:
-    """The three means over atoms that the docstring of the module names, (3,)."""
+    """The three means over atoms that the module docstring defines, (3,)."""
     sender, receiver = pairs.edge_index
 
-    # falls smoothly from 1 to 0 at the cutoff, so that a small move changes the sums little
+    # decays smoothly from 1 to 0 at the cutoff, so that small displacements change the sums little
     phase = np.pi / cutoff * pairs.lengths
     weight = 0.5 + 0.5 * np.cos(phase)
 
     num_atoms = len(structure)
     per_atom = np.bincount(receiver, weight, minlength=num_atoms)
     mean = per_atom.mean()
-    # Z / 10, so that all three are of the same order
+    # Z / 10 gives all three means the same order of magnitude
     by_element = weight @ structure.atomic_numbers[sender] / 10 / num_atoms
     mean_square = (per_atom**2).mean()
     return np.array([mean, by_element, np.sqrt(mean_square)])
 
 
 def group_equal(fingerprints: np.ndarray) -> list[np.ndarray]:
-    """Rows of each fingerprint that occurs more than once, in the order of their first rows."""
-    # stable, so that the rows of a group keep their order
+    """The rows of each fingerprint that occurs more than once, sorted by their first rows."""
+    # stable, so that the rows of a group stay in order
     order = np.argsort(fingerprints, kind="stable")
     in_order = fingerprints[order]
     starts = np.flatnonzero(np.diff(in_order)) + 1
@@ -127,7 +129,10 @@ def group_equal(fingerprints: np.ndarray) -> list[np.ndarray]:
 
 
 def summarise(groups: list[np.ndarray], split_codes: np.ndarray) -> dict[str, Any]:
-    """Counts of near duplicates for dataset_info.json, also of groups that cross a split."""
+    """Counts of near duplicates for dataset_info.json, including groups that span two splits.
+
+    groups: rows of each group. split_codes: index into SPLITS of every structure.
+    """
     train, valid, test = range(len(SPLITS))
     sides = [set(split_codes[rows].tolist()) for rows in groups]
     in_train_and_test = [side for side in sides if {train, test} <= side]

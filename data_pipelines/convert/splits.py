@@ -1,19 +1,19 @@
-"""Which split each structure belongs to.
+"""Assign structures to the splits train, valid and test.
 
-A split is stated by the source, or follows from a hash of the structure's group (`assign_split`,
-one structure at a time, while parts are staged). When all structures are known, `arrange` corrects
-the hashed splits, and never the stated ones:
+A split is stated by the source, or derived from a hash of the structure's group. `assign_split`
+does this for one structure at a time while parts are staged. When all structures are known,
+`arrange` corrects the hashed splits, but never the stated ones:
 
-1. Near copies in different groups are put on one side.
-2. When the groups are so few that a wanted split is empty, groups of one composition are cut into
-   runs of consecutive structures. Neighbouring frames of a trajectory are alike, so that the runs
-   are long.
-3. A material that several sources have is put on one side in all of them (`between_sources.py`).
-4. An element that no training structure of its level of theory has takes its smallest group into
-   training. A model would otherwise be asked for what it has never seen: each level has reference
-   energies of its own.
+1. Near copies in different groups are moved to the same split.
+2. If there are so few groups that a wanted split is empty, groups that are defined only by their
+   composition are cut into runs of consecutive structures. The runs are long, because neighbouring
+   frames of a trajectory are alike.
+3. A material that occurs in several sources is moved to the same split (`between_sources.py`).
+4. If an element does not occur in the training structures of a level of theory, the smallest group
+   with this element is moved into training. Each level has its own reference energies, so the
+   model would otherwise be tested on an element that it has never seen at this level.
 
-Steps 1 and 2 are taken in each source by itself, as if it were converted alone.
+Steps 1 and 2 treat each source separately, as if it were converted alone.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from .near_duplicates import MOST_CHAINED, group_equal, hash_63
 
 
 TRAIN, VALID, TEST = range(len(SPLITS))
-# the split of a structure that is dropped
+# pseudo split of dropped structures
 NOWHERE = len(SPLITS)
 
-# runs that a data set of too few groups is cut into
+# number of runs into which a data set with too few groups is cut
 RUNS = 20
 
 
 class SplitConfig(SourceConfig):
-    """How a data set is split; `split_by` is among the settings of its source."""
+    """How a data set is split; `split_by` is a setting of the base class."""
 
     valid_share: float = Field(
         default=0.1, ge=0, lt=1, description="share of the groups held out for validation"
@@ -65,7 +65,7 @@ class SplitConfig(SourceConfig):
 
 
 def check_symbols(symbols: list[str]) -> None:
-    """For validators: raise ValueError for what is no element symbol."""
+    """Raise ValueError if a text is not an element symbol; for use in pydantic validators."""
     unknown = [symbol for symbol in symbols if symbol not in chemical_symbols[1:]]
     if unknown:
         raise ValueError(f"{', '.join(map(str, unknown))}: not an element symbol")
@@ -77,7 +77,8 @@ def check_symbols(symbols: list[str]) -> None:
 def assign_split(structure: Structure, config: SplitConfig) -> tuple[str, bool]:
     """The split of a structure, and whether it is stated.
 
-    "test" for held-out pairs, else the structure's own, else that of its group.
+    Structures with a held-out pair of elements are in "test". Otherwise the split is the one that
+    the source states, or the one derived from the group.
     """
     if config.hold_out_pairs:
         symbols = {chemical_symbols[number] for number in structure.elements}
@@ -89,16 +90,17 @@ def assign_split(structure: Structure, config: SplitConfig) -> tuple[str, bool]:
 
 
 def split_key(structure: Structure, config: SplitConfig) -> str:
-    """What is hashed for the split of a structure: the name of its group, or its own."""
+    """The text that is hashed to choose a split: the group of the structure, or its id."""
     return structure.structure_id if config.split_by == "structure" else structure.group
 
 
 def split_of(group: str, config: SplitConfig) -> str:
-    """The split of a group by a hash of its name.
+    """Derive the split of a group from a hash of its name.
 
-    All structures of a group are on one side, on every machine, and adding data moves none.
+    All structures of a group get the same split. The result is the same on every machine, and
+    adding data does not change it.
     """
-    # ids from files may contain surrogates, which plain UTF-8 refuses
+    # ids from files may contain surrogates, which strict UTF-8 cannot encode
     digest = hashlib.sha256(group.encode(errors="surrogatepass")).digest()
     # uniform in [0, 1)
     point = int.from_bytes(digest[:8], "big") / 2**64
@@ -114,20 +116,20 @@ def split_of(group: str, config: SplitConfig) -> str:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What decides the splits of the structures (S,) that a data set keeps, in file order."""
+    """The properties that determine the splits of the S kept structures, in file order."""
 
     split: np.ndarray
-    """(S,) index into SPLITS, as `assign_split` found it."""
+    """(S,) index into SPLITS, from `assign_split`."""
 
     is_stated: np.ndarray
-    """(S,) bool; such a split is never changed."""
+    """(S,) bool; a stated split is never changed."""
 
     key: np.ndarray
     """(S,) hash of `split_key`."""
 
     is_composition: Callable[[int], bool]
-    """Whether the group of a structure is only its composition, which nobody asked to keep
-    together."""
+    """Whether the group of a structure (by index) is only its composition. The user did not ask for
+    such groups, so they may be divided."""
 
     fingerprint: np.ndarray
     """(S,) equal for near copies."""
@@ -136,50 +138,50 @@ class Candidates:
     """(S,) hash of the level of theory."""
 
     elements: np.ndarray
-    """Distinct atomic numbers of the structures, end to end."""
+    """Distinct atomic numbers of each structure, concatenated."""
 
     element_starts: np.ndarray
-    """(S + 1,) where those of each structure begin."""
+    """(S + 1,) offsets of the structures in `elements`."""
 
     source: np.ndarray
-    """(S,) number of the source, which has a config of its own."""
+    """(S,) index of the source, and of its config."""
 
     material: np.ndarray
-    """(S,) equal for one material, whatever its volume and level of theory; unused for one
-    source."""
+    """(S,) equal for structures of one material, at any volume and level of theory. Unused if there
+    is only one source."""
 
 
 @dataclass
 class Arrangement:
-    """The final splits, and what was done to reach them."""
+    """The final splits, and what was changed to reach them."""
 
     split: np.ndarray
-    """(S,) index into SPLITS."""
+    """(S,) index into SPLITS, or NOWHERE for a dropped structure."""
 
     moved_to_near_copies: int = 0
-    """Structures that another split would have had."""
+    """Number of structures that were moved into the split of a near copy."""
 
     near_copies_left_apart: bool = False
-    """Near copies chain most structures together, and were left where they were."""
+    """True if near copies would join most structures to one unit, so they were not joined."""
 
     cut_into_runs: bool = False
     moved_into_training: int = 0
 
     elements_not_in_training: dict[int, list[str]] = field(default_factory=dict)
-    """Hash of a level of theory -> symbols; only levels that have other training structures."""
+    """Hash of a level of theory -> symbols; only for levels with other training structures."""
 
     levels_not_in_training: list[int] = field(default_factory=list)
-    """Hashes of levels of theory."""
+    """Hashes of levels of theory without training structures."""
 
     is_dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    """(S,) structures that would leak from one source into another, and are in no split."""
+    """(S,) bool; structures that would leak between sources, and therefore are in no split."""
 
     between_sources: dict[str, Any] | None = None
-    """What dataset_info.json says about materials of several sources; None for one source."""
+    """Entry of dataset_info.json about materials in several sources; None if there is only one."""
 
 
 def arrange(found: Candidates, configs: Sequence[SplitConfig]) -> Arrangement:
-    """Final splits: see the steps in the docstring of this module.
+    """Compute the final splits, by the steps in the docstring of this module.
 
     configs: one for each source.
     """
@@ -221,7 +223,10 @@ def arrange(found: Candidates, configs: Sequence[SplitConfig]) -> Arrangement:
 def _join_near_copies(
     found: Candidates, free: np.ndarray, unit: np.ndarray, done: Arrangement
 ) -> None:
-    """Groups that share a near copy become one unit, which follows its first structure."""
+    """Join groups that share a near copy to one unit; it takes the split of its first structure.
+
+    free: rows of one source without a stated split. Changes `unit` (S,) and `done` in place.
+    """
     joined = _chained(unit[free], found.fingerprint[free])
     if joined is None:
         done.near_copies_left_apart = True
@@ -236,9 +241,9 @@ def _join_near_copies(
 
 
 def _chained(unit: np.ndarray, fingerprint: np.ndarray) -> np.ndarray | None:
-    """Units (S,), those with near copies in common as one; None if that joins too much.
+    """Join units (S,) that have near copies in common; None if that would join too many.
 
-    A joined unit has the name of its member with the first structure.
+    A joined unit takes the id of the member that comes first in the file.
     """
     names, first, member = np.unique(unit, return_index=True, return_inverse=True)
     pairs: list[np.ndarray] = []
@@ -263,14 +268,16 @@ def _chained(unit: np.ndarray, fingerprint: np.ndarray) -> np.ndarray | None:
     if grew_too_large.any():
         return None
 
-    # the member that comes first in the file gives its name
     order = np.argsort(first, kind="stable")
     _, leader = np.unique(component[order], return_index=True)
     return names[order[leader]][component][member]
 
 
 def _has_gap(found: Candidates, own: np.ndarray, split: np.ndarray, config: SplitConfig) -> bool:
-    """Whether a wanted split is empty although the source, with the rows `own`, states none."""
+    """Whether a wanted split of the source with the rows `own` is empty.
+
+    Always False for a source that states splits.
+    """
     if found.is_stated[own].any():
         return False
     wanted = [TRAIN]
@@ -288,11 +295,14 @@ def _cut(
     done: Arrangement,
     config: SplitConfig,
 ) -> None:
-    """Deal runs of consecutive structures to the splits, in an order that their hashes give."""
+    """Cut groups into runs of consecutive structures, and distribute the runs over the splits.
+
+    The order of the runs is given by their hashes. Changes `unit` (S,) and `done` in place.
+    """
     run_length = -(-len(free) // RUNS)
     for name in np.unique(unit[free]):
         rows = free[unit[free] == name]
-        # groups that a user has named are never divided
+        # groups that the user has named are never divided
         if not found.is_composition(int(rows[0])):
             continue
         run = np.arange(len(rows)) // run_length
@@ -310,15 +320,15 @@ def _cut(
 
 
 def _deal(sizes: np.ndarray, config: SplitConfig) -> np.ndarray:
-    """A split for each unit, in the order given: test and valid get their shares, train the rest.
+    """Assign units to splits in the given order: first test, then valid, and the rest to train.
 
-    Each of them gets a unit as long as one remains for training. Units that are more than half of
-    all structures are for training.
+    Test and valid get at least one unit each, as long as one remains for training. A unit with more
+    than half of all structures goes to training. sizes: structures in each unit.
     """
     split = np.full(len(sizes), TRAIN)
     remaining = [k for k in range(len(sizes)) if sizes[k] <= sizes.sum() / 2]
     if len(remaining) == len(sizes) and remaining:
-        # one unit stays for training
+        # keep one unit for training
         remaining.pop()
     for code, share in ((TEST, config.test_share), (VALID, config.valid_share)):
         wanted = share * sizes.sum()
@@ -333,9 +343,9 @@ def _deal(sizes: np.ndarray, config: SplitConfig) -> np.ndarray:
 def _fill_training(
     found: Candidates, unit: np.ndarray, is_fixed: np.ndarray, done: Arrangement
 ) -> None:
-    """Move units into training until each level has all its elements, as far as possible.
+    """Move units into training until each level has all its elements there, if possible.
 
-    is_fixed: (S,) bool; such a split is not changed.
+    unit: (S,) id of the unit. is_fixed: (S,) bool; a fixed split is not changed.
     """
     row_of_element = np.repeat(np.arange(len(found.split)), np.diff(found.element_starts))
     level_of_element = found.level[row_of_element]
@@ -358,14 +368,17 @@ def _fill_training(
 def _take_into_training(
     rows: np.ndarray, unit: np.ndarray, is_fixed: np.ndarray, done: Arrangement
 ) -> bool:
-    """Bring one of the rows into training, with its unit; False where all splits are stated."""
+    """Move one of the rows into training, together with its unit, unless one is there already.
+
+    Returns False if none can be moved, because all splits are fixed.
+    """
     if (done.split[rows] == TRAIN).any():
         return True
     free = rows[~is_fixed[rows]]
     if not len(free):
         return False
 
-    # the smallest unit costs the other splits the least
+    # moving the smallest unit changes the other splits the least
     names = np.unique(unit[free])
     sizes = [int((unit == name).sum()) for name in names]
     chosen = names[int(np.argmin(sizes))]
@@ -378,9 +391,9 @@ def _take_into_training(
 def as_json(
     done: Arrangement, is_stated: np.ndarray, level_names: dict[int, str]
 ) -> dict[str, Any]:
-    """What dataset_info.json says about the splits.
+    """The entry of dataset_info.json about the splits.
 
-    level_names: by hash, of the levels that `done` mentions.
+    level_names: hash -> name of the levels that `done` mentions.
     """
     elements = {
         level_names[level]: symbols for level, symbols in done.elements_not_in_training.items()

@@ -1,12 +1,12 @@
 """The first half of a conversion: each part of a source becomes one staged file, in any process.
 
-A staged file is Parquet. Its columns are the canonical ones of the structures that were kept,
-with their split, record number and hashes. Its footer contains what else is known of the part
-(`StagedPart`). It appears under its name only when it is whole, and its name holds a checksum. A
-conversion that was stopped therefore continues with the parts that are missing or damaged.
+A staged file is a Parquet file. It has the canonical columns of the kept structures, and columns
+for their split, record number and hashes. Its footer describes the part (`StagedPart`). The file
+gets its final name only when it is complete, and the name contains a checksum. An interrupted
+conversion can therefore continue with the parts that are missing or damaged.
 
-Every conversion has a folder of its own, OUT/.parts/KEY, so two with different settings do not
-take each other's parts. What OUT holds otherwise is not touched.
+Every conversion has its own folder, OUT/.parts/KEY, so conversions with different settings do not
+use each other's parts. Nothing else in OUT is touched.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from ..structure import SPLITS, BadRecordError, Pairs, Structure
 from .near_duplicates import hash_63
 
 
-ORIGIN = "origin.json"  # what is converted, inside the folder of a conversion
-DIGITS = 16  # of a checksum in the name of a staged file
+ORIGIN = "origin.json"  # file in the folder of a conversion that says what is converted
+DIGITS = 16  # length of the checksum in the name of a staged file
 STAGED_COLUMNS = {
     "split_code": pa.uint8(),  # index into SPLITS
-    "is_stated": pa.bool_(),  # the split
-    "key_hash": pa.int64(),  # of what the split follows from
+    "is_stated": pa.bool_(),  # whether the source states the split
+    "key_hash": pa.int64(),  # hash of `StagedRow.key`
     "level_hash": pa.int64(),
-    "elements": pa.list_(pa.uint8()),  # distinct ones
+    "elements": pa.list_(pa.uint8()),  # distinct atomic numbers
     "record": pa.int64(),
     "id_hash": pa.int64(),
     "fingerprint": pa.int64(),
     "material": pa.int64(),  # null unless materials of several sources are compared
 }
-# what the census of the shards needs; apart, because they are long and decide nothing
+# columns for the census; kept apart, because they are long and not needed to arrange splits
 DOMAIN_COLUMNS = {
     "boundary": pa.uint8(),
     "pairs": pa.list_(pa.uint16()),
@@ -63,13 +63,13 @@ FOOTER_KEY = b"evenfield"
 
 @dataclass
 class StagedPart:
-    """What became of the records of one part. The numbers kept, filtered and rejected add up."""
+    """What happened to the records of one part: each was kept, filtered or rejected."""
 
     conversion: str
     """Key of the conversion, see `conversion_key`."""
 
     source: str
-    """File of the records."""
+    """File that the records come from."""
 
     kept: int = 0
     filtered: int = 0
@@ -80,56 +80,56 @@ class StagedPart:
 
 @dataclass(frozen=True)
 class StagedRow:
-    """A structure that was kept, and what else its row of the staged file says."""
+    """One row of a staged file: a kept structure and its metadata."""
 
     structure: Structure
 
     record: int
-    """Its number in the source."""
+    """Record number in the source."""
 
     split: str
     is_stated: bool
-    """Whether the split is stated, and not that of a hash."""
+    """Whether the split is stated, and not derived from a hash."""
 
     key: str
-    """What is hashed for the split."""
+    """The text that is hashed to choose the split, see `splits.split_key`."""
 
     fingerprint: int
     """See near_duplicates.py."""
 
     pairs: Pairs
-    """Within the radius of the domain."""
+    """Pairs of atoms within the radius of the domain."""
 
     material: int | None
-    """Hash of the material, where several sources are compared."""
+    """Hash of the material; None unless several sources are compared."""
 
 
 def conversion_key(origin: dict[str, Any], parts: list[Part]) -> str:
-    """A hash of everything that staged files depend on: content, settings, parts and columns."""
+    """Hash of everything that determines the staged files: content, settings, parts, columns."""
     cut = [asdict(part) for part in parts]
     text = json.dumps([origin, cut, STAGED_SCHEMA.names], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def staging_folder(out: Path, conversion: str) -> Path:
-    """Where a conversion stages its parts."""
+    """The folder in which a conversion stages its parts."""
     return out / PARTS / conversion[:DIGITS]
 
 
 def begin(folder: Path, origin: dict[str, Any]) -> None:
-    """Make the folder of a conversion, and note in it what is converted."""
+    """Create the folder of a conversion, and record in it what is converted."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / ORIGIN, json.dumps(origin, indent=1))
 
 
 def origins(out: Path) -> list[dict[str, Any] | None]:
-    """What unfinished conversions in `out` convert; None for one that does not say so."""
+    """The origins of unfinished conversions in `out`; None for an origin that cannot be read."""
     if not (out / PARTS).is_dir():
         return []
     found: list[dict[str, Any] | None] = []
     for folder in sorted((out / PARTS).iterdir()):
         if not list(folder.glob("*.parquet")):
-            # nothing that could be lost
+            # no staged parts, so nothing could be lost
             continue
         try:
             content = json.loads((folder / ORIGIN).read_text())
@@ -140,18 +140,18 @@ def origins(out: Path) -> list[dict[str, Any] | None]:
 
 
 def tidy(out: Path, folder: Path) -> None:
-    """Remove the folders of a conversion that has not staged anything."""
+    """Remove the folder of a conversion, and empty parent folders, unless it has staged parts."""
     if list(folder.glob("*.parquet")):
         return
     with suppress(OSError):
         (folder / ORIGIN).unlink(missing_ok=True)
-        # a folder that is not empty stays
+        # rmdir fails for a folder that is not empty, which then stays
         for empty in (folder, out / PARTS, out):
             empty.rmdir()
 
 
 def find_staged(folder: Path, index: int, conversion: str) -> tuple[Path, StagedPart] | None:
-    """File and footer of the index-th part; None when it is absent, damaged or of another run."""
+    """File and footer of a staged part; None if it is absent, damaged or of another conversion."""
     for path in sorted(folder.glob(f"{index:06d}-*.parquet")):
         if path.stem != f"{index:06d}-{_checksum(path)}":
             continue
@@ -181,18 +181,22 @@ def stage(
     wanted: Callable[[Structure], bool],
     skip_bad: bool,
 ) -> StagedPart:
-    """Write the wanted structures among numbered records as a part of `folder`; counts in `staged`.
+    """Write the wanted structures as a staged file in `folder`; returns `staged` with its counts.
 
-    A record that is None did not pass the filters of its source. Raises the BadRecordError of
-    the first bad record unless `skip_bad`.
+    records: numbered items; None is a record that did not pass the filters of its source.
+    index: number of the part.
+    row_of: makes the row of a structure, given its record number.
+    wanted: whether a structure is kept.
+
+    Raises the first BadRecordError among the records, unless `skip_bad`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     unnamed = folder / f".{index:06d}.{secrets.token_hex(4)}"
     rows: list[StagedRow] = []
-    # Another process may stage the same part. Each writes a file of its own, and equal files have
-    # equal names.
+    # Another process may stage the same part. Each process writes a separate temporary file, and
+    # equal files get equal names in the end.
     with whole_file(unnamed) as temporary:
-        # fast rather than small: these files are read once and deleted
+        # optimised for speed and not size, because these files are read once and deleted
         with pq.ParquetWriter(
             temporary, STAGED_SCHEMA, compression="lz4", use_dictionary=False
         ) as writer:
@@ -218,7 +222,7 @@ def stage(
 
 
 def rejection(error: BadRecordError) -> dict[str, Any]:
-    """A bad record as a line of rejected.jsonl."""
+    """The entry of rejected.jsonl for a bad record."""
     return {"file": error.file, "record": error.record, "reason": error.reason}
 
 

@@ -41,7 +41,10 @@ def data_card(info: dict[str, Any]) -> str:
 
 
 def attributions(sources: Iterable[dict[str, Any]]) -> list[str]:
-    """A line for each source whose licence asks to name the authors."""
+    """A line for each source whose licence requires attribution.
+
+    sources: entries of `sources` in dataset_info.json.
+    """
     lines = []
     for source in sources:
         if source["attribution"]:
@@ -51,9 +54,9 @@ def attributions(sources: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def table_of(titles: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """A Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
-    # a bar inside of a cell would end it
+    # a bar inside a cell would end the cell
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
@@ -85,7 +88,7 @@ def _sources(info: dict[str, Any]) -> str:
 
 
 def _labels(info: dict[str, Any]) -> str:
-    """What was read of each source, and what looks like a label and was not."""
+    """List the labels read from each source, and unread columns that look like labels."""
     lines = []
     for source in info["sources"]:
         for line in label_report(from_json(source["labels"]), prefix_of(source)):

@@ -1,4 +1,4 @@
-"""The recipe of a corpus: its sources, and what is known about each of them."""
+"""Settings of a corpus: its sources, and what is known about each of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 class CorpusSource(ConvertConfig):
-    """One source of a corpus: where it is, how it is read, and whom it belongs to."""
+    """One source of a corpus: where it is, how it is read, and who published it."""
 
     files: str | None = Field(
         default=None,
@@ -43,7 +43,7 @@ class CorpusSource(ConvertConfig):
 
 
 class CorpusConfig(Settings):
-    """Several sources that become one data set."""
+    """Several sources that are converted to one data set."""
 
     name: str = Field(description="name of the corpus, for the card")
     description: str = Field(default="", description="what the corpus is for, for the card")
@@ -74,6 +74,6 @@ class CorpusConfig(Settings):
         return self
 
     def refusals(self) -> dict[str, str]:
-        """Name of each source that keeps a model from being published, and the reason."""
+        """Source -> reason, for sources that keep a trained model from being published."""
         found = {name: refusal(source.licence) for name, source in self.sources.items()}
         return {name: reason for name, reason in found.items() if reason is not None}

@@ -1,4 +1,4 @@
-"""Building a corpus: one conversion of several sources, with a record of each of them."""
+"""Build a corpus: convert several sources to one data set, with a record of each of them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ def build_corpus(
     task: tuple[int, int] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any] | None:
-    """Convert the sources of a corpus into the folder `out`; returns its dataset_info.json.
+    """Convert the sources of a corpus into the folder `out`.
 
-    folder: where relative names of files are looked for.
-    workers, task, overwrite: as of `convert`. A build that was stopped continues.
+    Returns the content of dataset_info.json, or None if `task` is given. If a build is interrupted,
+    the same call continues it.
 
-    Raises the errors of `convert`; they name the source.
+    folder: folder to which the relative file names of sources refer.
+    workers, task, overwrite: as in `convert`.
+
+    Raises the same errors as `convert`; they name the source.
     """
     sources = [
         NamedSource(_place(source, folder), source, name) for name, source in config.sources.items()
     ]
-    # what is not set is left out, so that a later version with more settings finds it unchanged
+    # defaults are left out, so that new settings in a later version do not change the identity
     identity = {
         "file": config.name,
         "config": config.model_dump(mode="json", exclude_defaults=True),
@@ -62,12 +65,12 @@ def _place(source: CorpusSource, folder: Path | str) -> str:
     assert source.files is not None, "the config has one of the two"
     if is_url(source.files):
         return source.files
-    # an absolute path stays as it is
+    # joining does not change an absolute path
     return str(local_path(folder) / local_path(source.files))
 
 
 def _entry(name: str, source: CorpusSource) -> dict[str, Any]:
-    """What dataset_info.json says of a source, apart from hash and counts."""
+    """The entry of a source in dataset_info.json, without its hash and counts."""
     return {
         "name": name,
         "files": source.files or source.hub,
@@ -82,5 +85,5 @@ def _entry(name: str, source: CorpusSource) -> dict[str, Any]:
 
 
 def _one_line(text: str) -> str:
-    """For a cell of a table."""
+    """Join a text to one line, for a cell of a table."""
     return " ".join(text.split())

@@ -1,6 +1,7 @@
-"""Which licences of data allow a model that was trained on them to be published.
+"""Decide whether the licence of data allows publishing a model trained on them.
 
-Licences are named by SPDX identifiers, several that hold together by `MIT AND CC-BY-4.0`.
+Licences are given as SPDX identifiers. Several licences that apply together are written as
+`MIT AND CC-BY-4.0`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 
-# Permissive: what is made from the data may be published under another licence. A licence that is
-# not listed here may be as permissive, and is refused until somebody has read it.
+# Permissive licences: works derived from the data may be published under another licence. A licence
+# that is not listed may be just as permissive, but is refused until someone has reviewed it.
 WITHOUT_ATTRIBUTION = frozenset(
     [
         "0BSD",
@@ -28,13 +29,13 @@ WITHOUT_ATTRIBUTION = frozenset(
         "Zlib",
     ]
 )
-# what is made from the data has to name their authors
+# permissive licences that require attribution: derived works must name the authors of the data
 WITH_ATTRIBUTION = frozenset(["CC-BY-3.0", "CC-BY-4.0", "ODC-By-1.0"])
 PERMISSIVE = WITHOUT_ATTRIBUTION | WITH_ATTRIBUTION
 
 
 def normalised(licence: str) -> str | None:
-    """The expression in SPDX's spelling; None for a text that is none."""
+    """A licence expression in canonical SPDX spelling; None if it is not valid."""
     try:
         return canonicalize_license_expression(licence)
     except InvalidLicenseExpression:
@@ -48,7 +49,7 @@ def refusal(licence: str) -> str | None:
         return f"licence '{licence}' is not an SPDX identifier such as MIT or CC-BY-4.0"
     if "(" in spelt:
         return f"licence '{licence}': write it without brackets"
-    # AND binds more closely, and of alternatives one is enough
+    # AND binds more tightly than OR, and one permissive alternative is enough
     problems = []
     for alternative in spelt.split(" OR "):
         others = [name for name in alternative.split(" AND ") if name not in PERMISSIVE]
@@ -59,13 +60,13 @@ def refusal(licence: str) -> str | None:
 
 
 def needs_attribution(licence: str) -> bool:
-    """Whether what is made from the data has to name their authors."""
+    """Whether works derived from the data must name their authors."""
     names = (normalised(licence) or "").replace(" OR ", " AND ").split(" AND ")
     return not WITH_ATTRIBUTION.isdisjoint(names)
 
 
 def together(licences: list[str]) -> str:
-    """The licence of data from several sources: all of theirs."""
+    """The licence expression for data from several sources: all their licences, joined by AND."""
     names: dict[str, None] = {}
     for licence in licences:
         spelt = normalised(licence) or licence

@@ -1,6 +1,6 @@
-"""Cheap labels for rare elements: structures of relatives with the element swapped in.
+"""Cheaply labelled structures of rare elements, made by swapping them in for similar elements.
 
 In: a converted data set and an oracle. Out: another data set, at the oracle's level of theory.
-Open `enrich.py` first; `relatives.py` says who stands in for whom, `swap.py` moves the atoms, and
-`label_oracles.py` makes the calculators.
+Start with `enrich.py`. `relatives.py` defines which elements are similar, `swap.py` changes the
+structures, and `label_oracles.py` creates the calculators.
 """

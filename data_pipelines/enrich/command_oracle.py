@@ -1,9 +1,9 @@
-"""An oracle that is a shell command: it reads a structure from a file, and writes its labels.
+"""An oracle that runs a shell command, which reads a structure from a file and writes its labels.
 
     oracle=command oracle_settings.command="python my_dft.py {input} {output}"
 
-{input} is an extxyz file of one structure. {output} is a file of one structure with energy (eV) and
-forces (eV/A), and the stress of a crystal if it is known, in any format from which ASE reads them.
+{input} is an extxyz file with one structure. {output} must be a file with the same structure, its
+energy (eV), forces (eV/A) and optionally stress (eV/A^3), in any format from which ASE reads them.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from ..demo.oracles import OracleError
 
 INPUT = "{input}"
 OUTPUT = "{output}"
-# A, by which a program may round positions and cell vectors; one step of a relaxation is longer
+# A; a program may round positions and cell vectors by this much; a relaxation step is larger
 MOVED = 1e-3
-# of the last line of what a program says about its failure
+# characters shown of the last line of a failed program's output
 MOST_CHARACTERS = 200
 
 
 class CommandOracle(Calculator):
-    """Runs the command for each structure, in a shell, and waits for it."""
+    """Runs the command in a shell for each structure, and waits for it to finish."""
 
     name = "command"
-    # ASE reads a list here
+    # ASE expects a list here
     implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
 
     def __init__(self, command: str) -> None:
-        """Raises OracleError for a command that is no text, or names no files."""
+        """Raises OracleError if the command is not a string or lacks {input} or {output}."""
         super().__init__()
         if not isinstance(command, str):
             raise OracleError(
@@ -59,7 +59,11 @@ class CommandOracle(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Fill `results`. Raises CalculationFailed with what the program said, or what is wrong."""
+        """Run the command and fill `results`.
+
+        Raises CalculationFailed with the last line of the program's output if it fails, or with the
+        reason why its result cannot be used.
+        """
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
         with tempfile.TemporaryDirectory(prefix="evenfield-oracle-") as folder:
@@ -71,7 +75,7 @@ class CommandOracle(Calculator):
             ase.io.write(before, bare)
             words = self.command.replace(INPUT, shlex.quote(str(before)))
             words = words.replace(OUTPUT, shlex.quote(str(after)))
-            # a shell, since the user writes a line of one: pipes, variables, modules
+            # a shell, because the command may use pipes, variables and modules
             done = subprocess.run(
                 words, shell=True, capture_output=True, text=True, errors="replace", check=False
             )
@@ -86,11 +90,11 @@ class CommandOracle(Calculator):
                 raise CalculationFailed("the command wrote no output file")
             labelled: Atoms = ase.io.read(after)  # type: ignore[assignment]
         self.results = self._checked(labelled)
-        # what a program gives shows only when it has run
+        # which properties a program computes is known only after it has run
         self.implemented_properties = list(self.results)
 
     def _checked(self, labelled: Atoms) -> dict[str, float | np.ndarray]:
-        """The labels, if they belong to the structure that was asked about."""
+        """The labels. Raises CalculationFailed if they are not those of the given structure."""
         assert self.atoms is not None
         if len(labelled) != len(self.atoms):
             raise CalculationFailed(
@@ -103,7 +107,7 @@ class CommandOracle(Calculator):
                 f"the output is periodic along {labelled.pbc.tolist()} instead of "
                 f"{self.atoms.pbc.tolist()}"
             )
-        # along other directions, programs write a box of their own or none
+        # along non-periodic directions, programs may write any box or none
         periodic = self.atoms.pbc
         strained = np.abs(labelled.cell.array - self.atoms.cell.array)[periodic]
         if not strained.max(initial=0.0) <= MOVED:

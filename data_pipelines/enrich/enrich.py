@@ -1,13 +1,13 @@
-"""Cheap labels for rare elements, as a data set of its own.
+"""Make cheaply labelled structures of rare elements, as a separate data set.
 
-For every chosen element, training structures with a common relative are taken, the element is
-swapped in with distances scaled by covalent radii, and the result is rattled and labelled by an
-oracle. The labels have a level of theory of their own, so a model that trains on both data sets has
-a head for each and shares everything below the heads.
+For every chosen element, training structures with a common, chemically similar element (a relative)
+are selected. The chosen element replaces the relative, with distances scaled by covalent radii. The
+result is rattled and labelled by an oracle. The new labels have a separate level of theory, so a
+model that trains on both data sets has a head for each of them and shares all other weights.
 
-A structure follows from the seed, the element and its number alone, whatever the number of
-processes. What was done is in the `source` part of the new dataset_info.json: the settings, how
-many structures each element got from which relative, and why candidates were refused.
+A structure depends only on the seed, the element and its number, not on the number of processes.
+The `source` entry of the new dataset_info.json records the settings, how many structures each
+element got from which relative, and why candidates were refused.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from .relaxation import RelaxationConfig, relaxed
 from .swap import is_too_dense, with_element
 
 
-# one structure in ten is refused at most, so ten in a row mean that the element is hopeless
+# usually at most one structure in ten is refused, so after ten in a row more would not help
 MAX_ATTEMPTS = 10
 STRUCTURES_PER_TASK = 8
-# at three such deviations a cell has about half of its length
+# a strain of three standard deviations of this size halves the length of a cell
 MOST_STRAIN = 0.15
 
 
 class EnrichConfig(OracleConfig):
-    """Which elements get cheap labels, from which oracle, and how their structures are made."""
+    """Which elements get cheap labels, from which oracle, and how structures are made."""
 
     oracle_licence: str | None = Field(
         default=None,
@@ -168,29 +168,31 @@ class EnrichConfig(OracleConfig):
 
     @property
     def new_level(self) -> str:
-        """Level of theory of the labels to come."""
+        """Level of theory of the new labels."""
         return self.level_of_theory or self.level_of_oracle
 
 
 class EnrichError(EvenfieldError):
-    """A data set that cannot be enriched as asked."""
+    """A data set cannot be enriched with these settings."""
 
 
 @dataclass(frozen=True)
 class Enrichment:
-    """What was made."""
+    """Summary of an enrichment."""
 
     level_of_theory: str
+    """Of the new labels."""
     main_level: str
+    """Level of theory of the structures that were used."""
     structures: dict[str, int]
-    """By element."""
+    """Element -> number of new structures."""
     from_relatives: dict[str, dict[str, int]]
-    """Element -> the element that it replaced -> structures."""
+    """Element -> element that it replaced -> number of new structures."""
     refused: dict[str, int]
-    """Candidates by reason; each was replaced by another."""
+    """Reason -> number of refused candidates; others were tried in their place."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The summary as JSON content."""
         return {
             "level_of_theory": self.level_of_theory,
             "main_level": self.main_level,
@@ -208,14 +210,18 @@ def enrich(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> Enrichment:
-    """Write a data set of cheap labels for elements of the converted set `data`.
+    """Write a data set of cheaply labelled structures for elements of the data set `data`.
 
-    Processes are spawned: call this from a module or under `if __name__ == "__main__":`.
-    Labels are kept beside `out` until it is whole: repeated after a stop, with the same data,
-    settings and oracle, it goes on.
+    Worker processes are spawned, so call this from a module or under
+    `if __name__ == "__main__":`. Labels are stored next to `out` until it is complete. If an
+    enrichment is interrupted, the same call (same data, settings and oracle) continues it.
 
-    Raises DestinationError for an occupied `out`, EvenfieldError for an oracle that cannot be used
-    and EnrichError where no element, no relative or no label is found. Nothing is written then.
+    workers: number of processes, by default one per core.
+    overwrite: replace another data set in `out`, and labels of another unfinished enrichment.
+
+    Raises DestinationError for an occupied `out`, EvenfieldError for an oracle that cannot be used,
+    and EnrichError if no element, no relative or no label is found. In all these cases, no data set
+    is written.
     """
     data = Path(data)
     out = Path(out)
@@ -224,10 +230,10 @@ def enrich(
     if not overwrite and kept.belongs(belonging):
         finished = _finished(out, config)
         if finished is not None:
-            # a stop after the data set took its place, and before the labels beside it went
+            # the last run stopped between writing the data set and removing the labels
             kept.remove()
             return finished
-    # a stop while the labels were written leaves a part of a data set
+    # an interrupted run may have left a partial data set
     is_own_part = is_unfinished(out) and kept.belongs(belonging)
     may_replace = overwrite or is_own_part
     check_destination(out, overwrite=may_replace, kinds=DATA_SETS, inputs=[data])
@@ -291,7 +297,7 @@ def enrich(
         licence=licence,
         description=f"elements swapped into structures of another data set, labelled by "
         f"{config.oracle}",
-        # the two are trained on together
+        # both data sets are used in one training, so their physics must be the same
         physics=physics_of(info, data),
     )
     write_data_set(structures, out, origin, about, overwrite=may_replace)
@@ -300,7 +306,7 @@ def enrich(
 
 
 def _finished(out: Path, config: EnrichConfig) -> Enrichment | None:
-    """What a whole data set of these settings says of itself; None for anything else."""
+    """The summary of a finished enrichment with the same settings in `out`; None otherwise."""
     if is_unfinished(out) or not (out / "dataset_info.json").is_file():
         return None
     about = read_info(out)["source"].get("enrichment")
@@ -310,7 +316,7 @@ def _finished(out: Path, config: EnrichConfig) -> Enrichment | None:
 
 
 def _belonging(data: Path, config: EnrichConfig) -> dict[str, Any]:
-    """What makes an enrichment the same as one before; JSON-ready."""
+    """What identifies an enrichment, as JSON content: data, settings and code of the oracle."""
     with file_errors(data):
         digest = file_sha256(data / "dataset_info.json")
     return {
@@ -339,7 +345,10 @@ def _main_level(data: Path, levels: dict[str, Any], config: EnrichConfig) -> str
 
 
 def _sources(data: Path, level: str, config: EnrichConfig) -> list[Structure]:
-    """Training structures that elements may be swapped into, without their labels."""
+    """Training structures into which elements may be swapped, without labels.
+
+    Raises EnrichError if there are none.
+    """
     isolated_only = config.oracle in XTB_LEVELS
     most_atoms = config.most_atoms
     excluded = [atomic_numbers[symbol] for symbol in config.excluded]
@@ -351,7 +360,7 @@ def _sources(data: Path, level: str, config: EnrichConfig) -> list[Structure]:
             continue
         if np.isin(structure.atomic_numbers, excluded).any():
             continue
-        # views of a block would keep all of its labels in memory
+        # copies, because views into a block would keep the whole block in memory
         found.append(
             Structure(
                 atomic_numbers=structure.atomic_numbers.copy(),
@@ -379,7 +388,12 @@ def _sources(data: Path, level: str, config: EnrichConfig) -> list[Structure]:
 def _plan(
     data: Path, train_elements: dict[str, int], sources: list[Structure], config: EnrichConfig
 ) -> dict[int, dict[int, list[int]]]:
-    """Element -> element that it replaces -> indices of the structures that have the latter."""
+    """Element -> relative that it replaces -> indices of `sources` that contain the relative.
+
+    train_elements: symbol -> number of training structures with the element.
+
+    Raises EnrichError if no element is chosen or if no relative is available.
+    """
     counts = {atomic_numbers[symbol]: count for symbol, count in train_elements.items()}
     common = {number for number, count in counts.items() if count > config.rare}
     if config.elements == "rare":
@@ -413,7 +427,7 @@ def _plan(
 
 
 def _kin(train_elements: dict[str, int], number: int) -> dict[int, list[int]]:
-    """Element -> the others that may stand in for it where all elements of a structure change."""
+    """Element -> elements that may replace it if all elements of a structure are swapped."""
     known = [atomic_numbers[symbol] for symbol in train_elements]
     kin = {}
     for element in known:
@@ -431,9 +445,9 @@ def _make_all(
     workers: int | None,
     labels: Labels,
 ) -> tuple[list[Structure], Enrichment, str]:
-    """The structures, what was made, and what a calculator said of the last that it failed for.
+    """Run all tasks; returns the structures, a summary, and the last error of a calculator.
 
-    labels: outcomes of tasks that were made before; the others are added to them.
+    labels: outcomes of tasks from earlier runs; new outcomes are added to them.
     """
     tasks = list(_tasks(plan, sources, config))
     missing = [number for number in range(len(tasks)) if number not in labels.made]
@@ -477,14 +491,14 @@ def _make_all(
 
 
 def _keep(labels: Labels, numbers: list[int], results: Iterator[Made]) -> None:
-    """Add results to the labels as they come."""
+    """Add results to the labels as they arrive."""
     shown = track(results, "labelling", total=len(numbers), transient=True)
     for number, made in zip(numbers, shown, strict=True):
         labels.add(number, made)
 
 
 Task = tuple[int, int, list[tuple[int, Structure]]]
-"""An element, its number among those of the element, and what it may be swapped into, in order."""
+"""Element, index of the structure for this element, and (relative, source) candidates in order."""
 
 
 def _tasks(
@@ -501,9 +515,9 @@ def _tasks(
 
 
 def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> Made:
-    """The first candidate of a task that is neither refused nor fails. Runs in workers."""
+    """Label the first candidate of a task that is neither refused nor fails. Runs in workers."""
     element, number, chosen = task
-    # another sequence than the one that chose the sources
+    # the last number makes the sequence differ from the one that chose the sources
     rng = np.random.default_rng([config.seed, element, number, 1])
     refused = []
     failure = ""
@@ -550,18 +564,18 @@ def _relaxing(config: EnrichConfig) -> Calculator:
 def _made_calculator(config: EnrichConfig, name: str, settings: dict[str, Any]) -> Calculator:
     if config.reuse_calculator:
         return _only_calculator(name, json.dumps(settings))
-    # calculators keep their state: a structure must not depend on those labelled before
+    # calculators have state, and a result must not depend on structures labelled before
     return new_calculator(name, settings)
 
 
 @cache
 def _only_calculator(name: str, settings: str) -> Calculator:
-    """The calculator of this process, for a name and the JSON text of its settings."""
+    """The only calculator of this process for a name and settings (as JSON text)."""
     return new_calculator(name, json.loads(settings))
 
 
 def refuse_bad(candidate: Atoms) -> None:
-    """Raise RejectedStructure for atoms that no oracle should be asked about."""
+    """Raise RejectedStructure for a structure that is not worth labelling."""
     if has_close_contact(candidate):
         raise RejectedStructure("atoms_too_close")
     if is_too_dense(candidate):

@@ -1,10 +1,11 @@
-"""Labels that are kept while an enrichment runs, so that a stop costs no more than a minute.
+"""Labels that are stored while an enrichment runs, so that an interruption costs at most a minute.
 
     OUT.unfinished/
-        enrichment.json    what they belong to: settings, data set, and the code of the oracle
+        enrichment.json    identity of the enrichment: settings, data set, and code of the oracle
         labels-0000.json   the outcomes of some tasks, sealed; later files add to earlier ones
 
-A repeated command takes what is there and makes the rest. The folder goes when OUT is whole.
+If the command is repeated, it uses the stored labels and makes only the rest. The folder is removed
+when OUT is complete.
 """
 
 from __future__ import annotations
@@ -31,26 +32,30 @@ from ...core.seals import digest_of, sealed, unsealed
 ABOUT = "enrichment.json"
 FILES = "labels-*.json"
 LOCK = ".lock"
-# a file is written after so many outcomes, or so many seconds
+# a file is written after this many outcomes or seconds
 MOST_OUTCOMES = 200
 SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Made:
-    """The outcome of a task: one structure, or None, and why candidates before it were refused."""
+    """The outcome of a task: a labelled structure or None, and why candidates were refused."""
 
     element: int
+    """Atomic number of the new element."""
     host: int
+    """Atomic number of the element that it replaced."""
     atoms: Atoms | None
-    """with the labels of the oracle"""
+    """The structure with the oracle's labels; None if all candidates were refused."""
     source_id: str
+    """Id of the training structure that was changed."""
     refused: tuple[str, ...]
+    """The reason for each refused candidate."""
     failure: str = ""
-    """What the oracle, or the one that relaxes, said of the last that it failed for."""
+    """The last error message of the oracle or of the relaxing calculator."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, to the last bit."""
+        """The outcome as JSON content, without loss of precision."""
         content: dict[str, Any] = {
             "element": self.element,
             "host": self.host,
@@ -87,17 +92,18 @@ class KeptLabels:
     """The folder of an unfinished enrichment."""
 
     def __init__(self, out: Path) -> None:
-        """`out` is the folder of the data set that is to be made."""
+        """`out` is the folder of the future data set."""
         self.folder = out.with_name(f"{out.name}.unfinished")
 
     @contextmanager
     def open(self, belonging: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Labels]:
-        """The labels of an enrichment, which no other process may write to.
+        """Open the labels of an enrichment, locked against other processes.
 
-        belonging: what makes it the same enrichment, JSON-ready.
-        overwrite: removes labels of another one.
+        belonging: identity of the enrichment, as JSON content.
+        overwrite: remove labels of a different enrichment.
 
-        Raises DestinationError for labels of another one, and LockedError while it runs.
+        Raises DestinationError if the folder holds labels of a different enrichment, and
+        LockedError if another process has them open.
         """
         refusal = LockedError(
             "is written by another process", file=self.folder, remedy="wait until it has finished"
@@ -118,7 +124,7 @@ class KeptLabels:
             yield Labels(self.folder)
 
     def belongs(self, belonging: Mapping[str, Any]) -> bool:
-        """Whether there are labels of this enrichment."""
+        """Whether the folder belongs to this enrichment."""
         about = self.folder / ABOUT
         if not about.is_file():
             return False
@@ -132,7 +138,7 @@ class KeptLabels:
 
 
 class Labels:
-    """Outcomes by the number of their task."""
+    """The outcomes of tasks: `made` maps the number of a task to its outcome."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -142,12 +148,12 @@ class Labels:
         for file in sorted(folder.glob(FILES)):
             with file_errors(file):
                 content = unsealed(file.read_bytes())
-            # one that is damaged costs its labels, which are made again
+            # the labels of a damaged file are ignored and made again
             for number, own in (content or {}).items():
                 self.made[int(number)] = Made.from_dict(own)
 
     def add(self, number: int, made: Made) -> None:
-        """Keep an outcome; after some of them, or half a minute, on disk."""
+        """Add an outcome; it is written to disk after MOST_OUTCOMES outcomes or SECONDS."""
         self.made[number] = made
         self._waiting[number] = made
         is_time = time.monotonic() - self._written > SECONDS
@@ -155,7 +161,7 @@ class Labels:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the outcomes that are not on disk yet."""
         if self._waiting:
             content = {str(number): made.to_dict() for number, made in self._waiting.items()}
             index = sum(1 for _ in self.folder.glob(FILES))

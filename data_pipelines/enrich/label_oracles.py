@@ -1,6 +1,6 @@
-"""Oracles by name: those of the demo data, a shell command, any ASE calculator as `module:Class`.
+"""Oracles by name: those of the demo data, a shell command, or an ASE calculator `module:Class`.
 
-`data enrich` and `learn` (simulation/learn) have them in common.
+`data enrich` and `learn` (simulation/learn) both use them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMMAND = CommandOracle.name
 
 
 class OracleConfig(Settings):
-    """Which oracle labels."""
+    """Which oracle labels structures, and with which settings."""
 
     oracle: str = Field(
         description="GFN1-xTB, GFN2-xTB, EMT, command, or an ASE calculator as module:Class"
@@ -45,12 +45,15 @@ class OracleConfig(Settings):
 
     @property
     def level_of_oracle(self) -> str:
-        """Level of theory of its labels, unless another name is given."""
+        """Default level of theory of the oracle's labels."""
         return self.oracle.rpartition(":")[2]
 
 
 def check_oracle(name: str, settings: Mapping[str, Any], setting: str = "oracle") -> None:
-    """Raise EvenfieldError, which names `setting`, for an oracle that cannot label anything."""
+    """Raise EvenfieldError if an oracle cannot be used.
+
+    setting: key of the setting that names the oracle, for the message.
+    """
     if name in XTB_LEVELS:
         require_tblite()
     if name in BUILT_IN and settings:
@@ -62,7 +65,10 @@ def check_oracle(name: str, settings: Mapping[str, Any], setting: str = "oracle"
 
 
 def new_calculator(name: str, settings: Mapping[str, Any], setting: str = "oracle") -> Calculator:
-    """A fresh calculator. Raises OracleError for a name or settings that give none."""
+    """Create a calculator. Raises OracleError if the name or its settings are not valid.
+
+    setting: key of the setting that names the oracle, for the message.
+    """
     if name == COMMAND:
         if settings.keys() != {"command"}:
             key = f"{setting}_settings.command"
@@ -83,7 +89,7 @@ def new_calculator(name: str, settings: Mapping[str, Any], setting: str = "oracl
     try:
         calculator = found(**settings)
     except Exception as error:
-        # somebody else's class may raise anything
+        # third-party classes may raise anything
         raise OracleError(f"{setting}={name} cannot be made ({error})", remedy=remedy) from error
     if not callable(getattr(calculator, "get_potential_energy", None)):
         raise OracleError(f"{setting}={name} is no ASE calculator", remedy=remedy)
@@ -91,9 +97,12 @@ def new_calculator(name: str, settings: Mapping[str, Any], setting: str = "oracl
 
 
 def label(atoms: Atoms, calculator: Calculator, largest_force: float) -> Atoms:
-    """A copy with energy (eV), forces (eV/A) and, if periodic and known, stress (eV/A^3).
+    """A copy labelled with energy (eV), forces (eV/A) and, for crystals if known, stress (eV/A^3).
 
-    Raises RejectedStructure where the calculation fails, or a force is above `largest_force`.
+    largest_force: limit for the norm of the force on an atom, eV/A.
+
+    Raises RejectedStructure if the calculation fails, gives unusable results, or a force is larger
+    than the limit.
     """
     calculated = atoms.copy()
     calculated.calc = calculator
@@ -102,8 +111,8 @@ def label(atoms: Atoms, calculator: Calculator, largest_force: float) -> Atoms:
         forces = np.asarray(calculated.get_forces(), dtype=float)
         stress = _stress(calculated)
     except (Exception, SystemExit) as error:
-        # A calculator that does not know an element raises KeyError, NotImplementedError, ...
-        # Programs that it wraps may call sys.exit.
+        # Calculators raise KeyError, NotImplementedError and others for an unknown element, and
+        # wrapped programs may call sys.exit.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise RejectedStructure("calculation_failed", reason) from error
 
@@ -125,7 +134,7 @@ def label(atoms: Atoms, calculator: Calculator, largest_force: float) -> Atoms:
 
 
 def _stress(atoms: Atoms) -> np.ndarray | None:
-    """The stress (3, 3) of a crystal; None where it is not periodic or the calculator has none."""
+    """The stress (3, 3) of a crystal, eV/A^3; None without full periodicity or a known stress."""
     knows_stress = "stress" in getattr(atoms.calc, "implemented_properties", ())
     if not (atoms.pbc.all() and knows_stress):
         return None

@@ -1,8 +1,8 @@
-"""Structures that a potential relaxes to, so that an oracle labels what users of it will meet.
+"""Relax structures with a potential before they are labelled.
 
-A student that relaxes a new compound leaves the structures that it learned from, and its errors
-there are corrected only by labels of just these structures (Ross, Gordon and Bagnell, A reduction
-of imitation learning to no-regret online learning, AISTATS 2011).
+A model that relaxes a new compound leaves the region of its training structures. Its errors there
+can be corrected only by labels of the structures that it reaches (Ross, Gordon and Bagnell, A
+reduction of imitation learning to no-regret online learning, AISTATS 2011).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...core.settings import Settings
 from ..demo.oracles import RejectedStructure
 
 
-# A; longer steps let a poor potential throw atoms on each other
+# A; with longer steps, a poor potential may move atoms on top of each other
 LONGEST_STEP = 0.1
 
 
@@ -48,11 +48,12 @@ class RelaxationConfig(Settings):
 def relaxed(
     rng: np.random.Generator, start: Atoms, calculator: Calculator, config: RelaxationConfig
 ) -> Atoms:
-    """A bare copy of `start` on its way to the minimum of `calculator`.
+    """A copy of `start` after a random number of relaxation steps with `calculator`.
 
-    The cell of a crystal relaxes too, if the calculator has a stress.
+    The cell of a crystal is relaxed too, if the calculator has a stress. The copy has no calculator
+    and no labels.
 
-    Raises RejectedStructure where the calculator fails, or leaves something that is not finite.
+    Raises RejectedStructure if the calculator fails, or if positions or cell are not finite.
     """
     steps = int(rng.integers(0, config.most_steps + 1))
     atoms = start.copy()
@@ -62,13 +63,13 @@ def relaxed(
     try:
         FIRE(moved, logfile=None, maxstep=LONGEST_STEP).run(fmax=config.until_force, steps=steps)
     except (Exception, SystemExit) as error:
-        # somebody else's calculator may raise anything
+        # third-party calculators may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise RejectedStructure("relaxation_failed", reason) from error
 
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
         raise RejectedStructure("relaxation_failed", "positions or cell are not finite")
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    # the file must state exactly what was labelled, and stores 32 bits
+    # shards store float32, and must contain exactly the positions that were labelled
     bare.positions = bare.positions.astype(np.float32).astype(np.float64)
     return bare

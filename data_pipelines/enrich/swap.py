@@ -1,4 +1,4 @@
-"""A structure with one element in place of another, at distances that suit it."""
+"""Replace an element in a structure by another, and adapt the distances."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from ..demo.geometry import LONGEST_BOND, stretched
 
 
-# Isolated structures up to this size are fitted to their new bonds one by one; the fit inverts a
-# matrix of all atoms.
+# In isolated structures up to this size, every bond is fitted to its new length. The fit inverts a
+# matrix over all atoms.
 MOST_FITTED_ATOMS = 200
 
-# Spheres of covalent radii fill 0.3 (diamond) to 1.5 (uranium) of a crystal's volume.
+# Spheres with covalent radii fill 0.3 (diamond) to 1.5 (uranium) of a crystal's volume.
 DENSEST = 2.0
-# The covalent sphere of hydrogen is so small that DENSEST alone allows cells in which an atom has
-# thousands of neighbours. A^3 per atom; an atom of diamond has 5.7.
+# A^3 per atom; an atom in diamond has 5.7. This limit is needed for hydrogen: its covalent sphere
+# is so small that DENSEST alone would allow cells in which an atom has thousands of neighbours.
 LEAST_VOLUME = 1.5
 
 
@@ -33,18 +33,19 @@ def with_element(
     others: Mapping[int, int] | None = None,
     strain: tuple[float, float] = (0.0, 0.0),
 ) -> Atoms:
-    """A bare copy of `parent` in which `guest` replaces `host`, in all its atoms or in some.
+    """A copy of `parent` in which the element `guest` replaces all or some atoms of `host`.
 
-    rattle: bounds of the standard deviation of each coordinate's move, A.
-    others: further elements of the parent -> what replaces all of their atoms.
-    strain: bounds of the standard deviation of each component of a random strain of the cell.
+    host, guest: atomic numbers.
+    rattle: bounds for the standard deviation of random displacements of each coordinate, A.
+    others: atomic number of a further element of the parent -> element that replaces all its atoms.
+    strain: bounds for the standard deviation of each component of a random strain of the cell.
 
-    Bonds scale with the sums of the covalent radii: one by one in isolated structures, all alike,
-    with the cell, in periodic ones.
+    Bonds scale with the sums of covalent radii: individually in small isolated structures, and by a
+    common factor, together with the cell, in all others. The copy has no calculator.
     """
     child = Atoms(parent.numbers, parent.positions, cell=parent.cell, pbc=parent.pbc)
     sites = np.flatnonzero(parent.numbers == host)
-    # mixtures of both show the element in other surroundings
+    # partial replacement shows the new element in other environments
     if len(sites) > 1 and rng.random() < 1 / 3:
         number = int(rng.integers(1, len(sites)))
         sites = rng.choice(sites, number, replace=False)
@@ -63,17 +64,20 @@ def with_element(
         _strain(rng, child, rng.uniform(*strain))
     width = rng.uniform(*rattle)
     child.positions += rng.normal(0, width, child.positions.shape)
-    # the file must state exactly what was labelled, and stores 32 bits
+    # shards store float32, and must contain exactly the positions that are labelled
     child.positions = child.positions.astype(np.float32).astype(np.float64)
     return child
 
 
 def _strain(rng: np.random.Generator, atoms: Atoms, width: float) -> None:
-    """Deform cell and positions by a symmetric strain whose components have deviation `width`."""
+    """Deform cell and positions, in place, by a random symmetric strain.
+
+    width: standard deviation of each component of the strain.
+    """
     lower = np.tril(rng.normal(0, width, (3, 3)))
-    # a rotation says nothing new, so the strain is symmetric
+    # symmetric, because a rotation would add no information
     deformation = np.eye(3) + lower + np.tril(lower, -1).T
-    # directions without periodicity have no cell to deform
+    # non-periodic directions have no cell to deform
     deformation[~atoms.pbc] = np.eye(3)[~atoms.pbc]
     deformation[:, ~atoms.pbc] = np.eye(3)[:, ~atoms.pbc]
     atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=False)
@@ -81,7 +85,7 @@ def _strain(rng: np.random.Generator, atoms: Atoms, width: float) -> None:
 
 
 def is_too_dense(atoms: Atoms) -> bool:
-    """Whether the atoms of a crystal have far less room than those of any known one."""
+    """Whether a crystal has far less volume per atom than any known crystal."""
     if not atoms.pbc.all():
         return False
     spheres = 4 / 3 * np.pi * covalent_radii[atoms.numbers] ** 3
@@ -90,7 +94,7 @@ def is_too_dense(atoms: Atoms) -> bool:
 
 
 def _bond_ratio(parent: Atoms, child: Atoms) -> float:
-    """Mean over the bonds of `parent` of their new length over the old one, by covalent radii."""
+    """Mean ratio of new to old bond lengths over the bonds of `parent`, by covalent radii."""
     sender, receiver = neighbor_list("ij", parent, natural_cutoffs(parent, mult=LONGEST_BOND))
     if not len(sender):
         return 1.0

@@ -1,8 +1,8 @@
-"""Known physics beside the learned part: dispersion, and charges that reach across cells.
+"""Analytic physics next to the learned model: dispersion and long-range electrostatics.
 
-In: a structure. Out: its energy, forces, stress and charges. Labels minus these are what a model
-learns, and what it predicts is added to them again (`residual.py`).
+In: a structure. Out: its energy, forces, stress and charges. These are subtracted from the labels
+before training, and added to the model's predictions afterwards (`residual.py`).
 
-Open `physics.py` first, then `config.py`, the settings, which are hashed into data and models.
-`coulomb.py` and `dispersion.py` are the terms.
+Start with `physics.py`, then read the settings in `config.py`. Data sets and models store a hash of
+the settings. `coulomb.py` and `dispersion.py` are the two terms.
 """

@@ -1,6 +1,6 @@
-"""The settings of the physics beside a model, and the hash by which data and models compare them.
+"""Settings of the analytic physics, and the hash by which data sets and models compare them.
 
-Every number that an energy depends on is in the settings, so that equal hashes are equal physics.
+The settings contain every number that the energy depends on, so equal hashes mean equal physics.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from ...core.settings import Settings
 
 
-# s8, a1 and a2 (Bohr) of D3 with Becke-Johnson damping, from the papers that introduced them, as
-# the simple-dftd3 library lists them; s6 is 1 for all
+# s8, a1 and a2 (Bohr) of D3 with Becke-Johnson damping, as listed by the simple-dftd3 library from
+# the original papers; s6 is 1 for all
 FUNCTIONALS = {
     "b3lyp": (1.9889, 0.3981, 4.4211),
     "blyp": (2.6996, 0.4298, 4.2359),
@@ -34,13 +34,14 @@ FUNCTIONALS = {
 }
 DAMPING = ("s8", "a1", "a2")
 
-# The Ewald sum divides 1/r where a pair at the cutoff has 1e-12 of it left. A Gaussian charge must
-# look like a point from there, or the rest would be cut off.
+# Least ratio of the cutoff to the width of a Gaussian charge. The real-space part of the Ewald sum
+# has decayed to 1e-12 of 1/r at the cutoff. Beyond it, Gaussians must be indistinguishable from
+# point charges, because their difference is cut off there.
 WIDTHS_IN_CUTOFF = 10.0
 
 
 class DispersionConfig(Settings):
-    """D3 dispersion with Becke-Johnson damping, of pairs, without the term of three atoms.
+    """Pairwise D3 dispersion with Becke-Johnson damping, without the three-body term.
 
     Grimme, Ehrlich and Goerigk, J. Comput. Chem. 32, 1456 (2011).
     """
@@ -62,7 +63,7 @@ class DispersionConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _read_functional(cls, given: Any) -> Any:
-        """Fill in the numbers of the functional, which alone decide."""
+        """Fill in s8, a1 and a2 of the functional, and refuse other values next to it."""
         if not isinstance(given, dict) or given.get("functional") is None:
             return given
         name = str(given["functional"]).lower()
@@ -81,9 +82,9 @@ class DispersionConfig(Settings):
 
 
 class CoulombConfig(Settings):
-    """Gaussian charges at the atoms: fixed ones, or those that equilibrate.
+    """Gaussian charges at the atoms, either fixed or equilibrated.
 
-    Equilibration minimises sum_i (chi_i q_i + eta_i q_i^2 / 2) + Coulomb energy with the
+    Equilibration minimises sum_i (chi_i q_i + eta_i q_i^2 / 2) + Coulomb energy, including the
     self-energy of the Gaussians (Ko, Finkler, Goedecker and Behler, Nat. Commun. 12, 398 (2021)).
     """
 
@@ -148,12 +149,12 @@ class CoulombConfig(Settings):
 
     @property
     def equilibrates(self) -> bool:
-        """Whether the charges depend on the structure."""
+        """Whether the charges are equilibrated, and so depend on the structure."""
         return bool(self.electronegativity)
 
 
 class PhysicsConfig(Settings):
-    """Which physics is beside a model; terms that are not set are absent."""
+    """The analytic physics next to a model; terms that are not set are absent."""
 
     dispersion: DispersionConfig | None = Field(
         default=None, description="D3(BJ) dispersion, as in dispersion.functional=pbe"
@@ -170,13 +171,13 @@ class PhysicsConfig(Settings):
 
     @property
     def sha256(self) -> str:
-        """Hash of all settings; equal ones give equal energies."""
+        """SHA-256 of all settings; equal hashes mean equal energies."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def described(self) -> str:
-        """The terms in a few words, with the beginning of the hash."""
+        """A short description of the terms, with the first 8 digits of the hash."""
         terms = []
         if self.dispersion is not None:
             terms.append(f"D3(BJ) {self.dispersion.functional or 'of its own numbers'}")
@@ -187,5 +188,5 @@ class PhysicsConfig(Settings):
 
 
 def described(config: PhysicsConfig | None) -> str:
-    """What a message calls some physics, or its absence."""
+    """A short description of the physics, or of its absence, for messages."""
     return "no physics" if config is None else config.described

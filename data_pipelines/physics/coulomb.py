@@ -2,14 +2,15 @@
 
     E = 1/2 sum_ij k q_i q_j erf(r_ij / g_ij) / r_ij,   g_ij = sqrt(2 (w_i^2 + w_j^2))
 
-with k = e^2 / (4 pi eps0), without i = j in the same place. It is finite and smooth where atoms
-meet. In a crystal it is an Ewald sum with conducting (tin-foil) surroundings: torch-pme gives the
-part in reciprocal space, and the rest, which is short-ranged, is summed over pairs here. A sum over
-pairs alone would depend on its order.
+with k = e^2 / (4 pi eps0) and widths w_i; a charge does not interact with itself, only with its
+periodic images. E stays finite and smooth even if two atoms coincide. In a crystal, E is an Ewald
+sum with conducting (tin-foil) boundary conditions. torch-pme computes the reciprocal-space part,
+and the short-ranged rest is summed over pairs here. A plain sum over pairs would depend on the
+order of its terms.
 
-Charges that equilibrate minimise E + sum_i (chi_i q_i + (eta_i + k / (w_i sqrt(pi))) q_i^2 / 2)
-under a fixed sum: a linear problem. At the minimum the charges do not change the forces to first
-order, so forces are derivatives at these charges.
+Equilibrated charges minimise E + sum_i (chi_i q_i + (eta_i + k / (w_i sqrt(pi))) q_i^2 / 2)
+for a fixed total charge, which is a linear problem. At the minimum, the derivatives of the energy
+by the charges do not contribute to the forces. So forces are derivatives at constant charges.
 
 Shapes: N atoms, E ordered pairs. Everything is in float64.
 """
@@ -32,36 +33,38 @@ from .config import CoulombConfig
 from .errors import PhysicsError
 
 
-# e; a cell with more than this much net charge is not neutral
+# e; a cell with more net charge than this is not neutral
 NEUTRAL = 1e-6
-# The Gaussian that divides the Ewald sum is the cutoff over SHARPNESS, and the shortest wave has
-# WAVES radians in it: both parts end at 1e-12 of a bare pair.
+# The Gaussian that splits the Ewald sum has the standard deviation cutoff / SHARPNESS. The largest
+# wave vector times this deviation is WAVES. Both parts of the sum are then truncated at 1e-12 of a
+# bare pair.
 SHARPNESS = 7.0
 WAVES = 7.3
-# between the images of a slab, in units of its longer lattice vector: 1e-11 of a wave is left
+# vacuum between the images of a slab, in units of its longer lattice vector: the waves of one image
+# have decayed to 1e-11 at the next
 GAP = 4.0
-# below this argument erf(x) / x is summed as a series, whose eight terms are exact to 1e-16
+# below this argument, erf(x) / x is summed as a series; NUM_TERMS terms are exact to 1e-16
 SMALL = 0.25
 NUM_TERMS = 8
 
 
 class Coulomb:
-    """The Coulomb energy of structures; see the module."""
+    """The Coulomb energy of a structure, as defined in the module docstring."""
 
     def __init__(self, config: CoulombConfig) -> None:
         self.config = config
         torch_pme()
-        self._division = config.cutoff / SHARPNESS  # A, of the Gaussian that divides the sum
+        self._division = config.cutoff / SHARPNESS  # A, deviation of the Gaussian in the Ewald sum
 
     def __call__(
         self, numbers: np.ndarray, positions: Tensor, cell: Tensor, pbc: np.ndarray
     ) -> tuple[Tensor, Tensor]:
         """Energies (N,) in eV, differentiable by positions and cell, and charges (N,) in e.
 
-        numbers (N,), positions (N, 3) and cell (3, 3) in A, pbc (3,).
+        numbers: atomic numbers, (N,). positions (N, 3) and cell (3, 3) in A, pbc (3,).
 
-        Raises PhysicsError for an element without settings, a slab or wire, and a periodic
-        structure that is not neutral.
+        Raises PhysicsError for an element without settings, for a structure that is periodic in
+        only some directions, and for a periodic structure that is not neutral.
         """
         is_periodic = bool(pbc.any())
         if is_periodic and not pbc.all():
@@ -90,7 +93,10 @@ class Coulomb:
         return energies, charges
 
     def _of(self, numbers: np.ndarray, table: dict[str, float], name: str) -> Tensor:
-        """A setting of the elements, atom by atom (N,)."""
+        """Look up a setting by element for every atom, (N,). Raises PhysicsError if one lacks it.
+
+        name: the setting, for the message.
+        """
         symbols = [chemical_symbols[z] for z in numbers]
         missing = sorted(set(symbols) - set(table))
         if missing:
@@ -101,18 +107,18 @@ class Coulomb:
         return torch.tensor([table[symbol] for symbol in symbols], dtype=torch.float64)
 
     def _widths(self, numbers: np.ndarray) -> Tensor:
-        """Of each atom, (N,) in A."""
+        """Standard deviation of each atom's Gaussian charge, (N,) in A."""
         own = self.config.widths
         widths = [own.get(chemical_symbols[z], self.config.width) for z in numbers]
         return torch.tensor(widths, dtype=torch.float64)
 
     def _stiffness(self, numbers: np.ndarray) -> Tensor:
-        """Hardness and self-energy of each charge, (N,) in eV/e^2."""
+        """Hardness plus Gaussian self-energy of each charge, (N,) in eV/e^2."""
         hardness = self._of(numbers, self.config.hardness, "hardness")
         return hardness + COULOMB / (self._widths(numbers) * math.sqrt(math.pi))
 
     def _kernel(self, numbers: np.ndarray, pairs: _Pairs, *, is_periodic: bool) -> Tensor:
-        """What multiplies k q_i q_j of each pair in real space, (E,) in 1/A."""
+        """The factor of k q_i q_j of each pair in real space, (E,) in 1/A."""
         squares = self._widths(numbers) ** 2
         reach = torch.sqrt(2 * (squares[pairs.receiver] + squares[pairs.sender]))
         kernel = erf_over_distance(pairs.squares, 1 / reach)
@@ -122,7 +128,7 @@ class Coulomb:
         return kernel - erf_over_distance(pairs.squares, division)
 
     def _reciprocal(self, charges: Tensor, cell: Tensor, positions: Tensor) -> Tensor:
-        """Half the potentials (N, C) in e/A of the smooth part of charges (N, C)."""
+        """Half the potentials (N, C) in e/A of charges (N, C), from the reciprocal-space part."""
         return reciprocal(charges, cell, positions, self._division, self.config.mesh_spacing)
 
     @torch.no_grad()
@@ -135,7 +141,7 @@ class Coulomb:
         kernel: Tensor,
         is_periodic: bool,
     ) -> Tensor:
-        """The charges (N,) in e of least energy."""
+        """The charges (N,) in e that minimise the energy for the configured net charge."""
         if is_periodic:
             _refuse_net_charge(self.config.net_charge)
         num_atoms = len(numbers)
@@ -147,7 +153,7 @@ class Coulomb:
             units = torch.eye(num_atoms, dtype=torch.float64)
             matrix = matrix + 2 * COULOMB * self._reciprocal(units, cell, positions)
 
-        # the last row and column hold the sum of the charges
+        # the last row and column constrain the sum of the charges (a Lagrange multiplier)
         bordered = torch.ones(num_atoms + 1, num_atoms + 1, dtype=torch.float64)
         bordered[:-1, :-1] = matrix
         bordered[-1, -1] = 0.0
@@ -157,7 +163,7 @@ class Coulomb:
 
 
 class _Pairs:
-    """Ordered pairs of atoms with their squared distances, differentiable."""
+    """Ordered pairs of atoms (E,) with their squared distances (E,) in A^2, differentiable."""
 
     def __init__(self, receiver: Tensor, sender: Tensor, squares: Tensor) -> None:
         self.receiver = receiver
@@ -166,7 +172,7 @@ class _Pairs:
 
     @classmethod
     def of(cls, positions: Tensor, cell: Tensor, cutoff: float, *, is_periodic: bool) -> _Pairs:
-        """All pairs of a molecule, or those within the cutoff of a crystal."""
+        """All pairs of a molecule, or the pairs of a crystal within `cutoff` (A)."""
         num_atoms = len(positions)
         if not is_periodic:
             different = ~torch.eye(num_atoms, dtype=torch.bool)
@@ -188,11 +194,14 @@ def reciprocal(
     deviation: float,
     mesh_spacing: float | None = None,
 ) -> Tensor:
-    """Half the potentials (N, C) in e/A that charges (N, C) of a crystal exert on each other.
+    """Half the potentials (N, C) in e/A that charges (N, C) in e of a crystal exert on each other.
 
-    Pairs interact by erf(r / (sqrt(2) deviation)) / r, with `deviation` in A, and a charge with its
-    own images, but not with itself. It is a sum over waves, or one on a mesh of this spacing in A.
-    cell (3, 3) and positions (N, 3) in A. All are float64.
+    Pairs interact by erf(r / (sqrt(2) deviation)) / r. A charge interacts with its own images, but
+    not with itself.
+
+    cell (3, 3) and positions (N, 3) in A. All tensors are float64.
+    deviation: standard deviation of the Gaussian, A.
+    mesh_spacing: spacing of a particle-mesh sum, A; None for an exact Ewald sum over waves.
     """
     package = torch_pme()
     potential = package.CoulombPotential(smearing=deviation).to(torch.float64)
@@ -203,16 +212,17 @@ def reciprocal(
             potential, mesh_spacing=mesh_spacing, interpolation_nodes=7
         )
     calculator = calculator.to(device=charges.device, dtype=torch.float64)
-    # without pairs, torch-pme leaves real space to us
+    # without pairs, torch-pme computes only the reciprocal-space part
     no_pairs = torch.zeros((0, 2), dtype=torch.int64, device=charges.device)
     waves: Tensor = calculator(charges, cell, positions, no_pairs, positions.new_zeros(0))
     return waves
 
 
 def resolution(deviation: float) -> float:
-    """Half the length of the shortest wave in A: one wave for each such cube of a cell is summed.
+    """Half the shortest wavelength in the Ewald sum, A; this is torch-pme's `lr_wavelength`.
 
-    `deviation` as in `reciprocal`. torch-pme takes waves down to twice the length that it is told.
+    torch-pme sums waves down to twice this length, which is about one wave for each cube of this
+    edge length in the cell. `deviation` as in `reciprocal`.
     """
     return math.pi * deviation / WAVES
 
@@ -220,11 +230,13 @@ def resolution(deviation: float) -> float:
 def smooth_energies(
     charges: Tensor, positions: Tensor, cell: Tensor, pbc: Sequence[bool], width: float
 ) -> Tensor:
-    """Energies (N,) in eV of Gaussian charges (N,) in e that all have one width in A.
+    """Energies (N,) in eV of Gaussian charges (N,) in e that all have the same width (A).
 
-    They are smooth enough for waves alone: no pair is searched in a crystal or a slab, and all
-    pairs are taken in a molecule. Differentiable by charges, positions (N, 3) and, for a crystal,
-    cell (3, 3) in A. The charges add up to zero, and not exactly one direction is periodic.
+    These charges are smooth enough for a sum over waves alone. So crystals and slabs need no search
+    for pairs; a molecule is summed over all pairs. The energies are differentiable by charges,
+    positions (N, 3) in A and, for a crystal, cell (3, 3) in A.
+
+    The charges must add up to zero. Structures with exactly one periodic direction are not allowed.
     """
     num_periodic = sum(pbc)
     assert num_periodic != 1, "wires are refused before"
@@ -239,38 +251,40 @@ def smooth_energies(
     deviation = smooth_deviation(width)
     halves = reciprocal(charges.unsqueeze(1), cell, positions, deviation).squeeze(1)
     if num_periodic == 2:
-        # Yeh and Berkowitz, J. Chem. Phys. 111, 3155 (1999): the field between the images
+        # slab correction for the field between the images: Yeh and Berkowitz, J. Chem. Phys. 111,
+        # 3155 (1999)
         volume = torch.linalg.det(cell).abs()
         halves = halves + 2 * math.pi / volume * heights * (charges @ heights)
     return COULOMB * charges * halves
 
 
 def smooth_deviation(width: float) -> float:
-    """Of the waves of `smooth_energies`, in A: that of two Gaussians of a width in A."""
+    """The `deviation` (A) for `reciprocal` of two Gaussian charges of the same width (A)."""
     return math.sqrt(2) * width
 
 
 def _around_a_slab(positions: Tensor, cell: Tensor, pbc: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """A cell (3, 3) that keeps images of a slab apart, and the heights (N,) of its atoms, in A."""
+    """A cell (3, 3) with enough vacuum between images of a slab, and its atoms' heights (N,), A."""
     first, second = cell[torch.tensor(pbc, device=cell.device)].detach()
     normal = torch.linalg.cross(first, second)
     normal = normal / normal.norm()
     heights = positions @ normal
     heights = heights - heights.mean()
-    # What slabs feel of each other's waves falls by exp(2 pi) for each of these lengths.
+    # the interaction of a slab's waves with the next image decays by exp(2 pi) per `longest`
     longest = torch.maximum(first.norm(), second.norm())
     thickness = (heights.max() - heights.min()).detach()
     return torch.stack([first, second, (thickness + GAP * longest) * normal]), heights
 
 
 def erf_over_distance(squares: Tensor, inverse: Tensor) -> Tensor:
-    """erf(a r) / r of squared distances r^2 and a in 1/A, of shapes that broadcast.
+    """erf(a r) / r in 1/A, smooth down to r = 0.
 
-    It is smooth down to r = 0.
+    squares: r^2 in A^2.
+    inverse: a in 1/A; the two shapes must broadcast.
     """
     x_squared = squares * inverse**2
     is_small = x_squared < SMALL**2
-    # what `where` leaves out must be finite too, or its gradient would be NaN
+    # the branch that `where` discards must be finite too, or its gradient would be NaN
     distance = torch.where(is_small, 1.0, squares).sqrt()
     far = torch.erf(distance * inverse) / distance
     near_squared = torch.where(is_small, x_squared, 0.0)
@@ -288,7 +302,7 @@ def _refuse_net_charge(charge: float) -> None:
 
 
 def torch_pme() -> ModuleType:
-    """The package; MissingPackageError without it."""
+    """Import and return torchpme. Raises MissingPackageError if it is not installed."""
     try:
         import torchpme
     except ModuleNotFoundError as error:

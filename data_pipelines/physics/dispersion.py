@@ -1,7 +1,7 @@
-"""D3 dispersion with Becke-Johnson damping, by torch-dftd.
+"""D3 dispersion with Becke-Johnson damping, computed by torch-dftd.
 
 Grimme, Antony, Ehrlich and Krieg, J. Chem. Phys. 132, 154104 (2010); Grimme, Ehrlich and Goerigk,
-J. Comput. Chem. 32, 1456 (2011). The terms of three atoms are left out.
+J. Comput. Chem. 32, 1456 (2011). Three-body terms are left out.
 
 Shapes: N atoms, E ordered pairs. Everything is in float64.
 """
@@ -22,14 +22,17 @@ from .config import DispersionConfig
 from .errors import PhysicsError
 
 
-# elements that D3 has numbers for: hydrogen to plutonium
+# largest atomic number with D3 parameters: plutonium
 MOST = 94
-# A; where coordination numbers end, 40 Bohr as in the code of the authors
+# A; cutoff of the coordination numbers, 40 Bohr as in the authors' code
 COORDINATION_CUTOFF = 21.167
 
 
 class Dispersion:
-    """The dispersion energy of structures, periodic in any directions."""
+    """The dispersion energy of a structure; any directions may be periodic.
+
+    The constructor raises MissingPackageError if torch-dftd is not installed.
+    """
 
     def __init__(self, config: DispersionConfig) -> None:
         self.config = config
@@ -52,9 +55,9 @@ class Dispersion:
     ) -> Tensor:
         """Energies (N,) in eV, differentiable by positions and cell.
 
-        numbers (N,), positions (N, 3) and cell (3, 3) in A, pbc (3,).
+        numbers: atomic numbers, (N,). positions (N, 3) and cell (3, 3) in A, pbc (3,).
 
-        Raises PhysicsError for an element that D3 has no numbers for.
+        Raises PhysicsError for an element without D3 parameters.
         """
         unknown = sorted({chemical_symbols[z] for z in numbers if z > MOST})
         if unknown:
@@ -66,7 +69,7 @@ class Dispersion:
             positions.detach().numpy(), cell.detach().numpy(), pbc, self.config.cutoff
         )
         if not edge_index.shape[1]:
-            # a single atom in a box of its own
+            # no neighbours within the cutoff: zero, but still differentiable
             return 0.0 * positions.sum(1)
         sender, receiver = torch.from_numpy(edge_index)
         vectors = positions[sender] - positions[receiver] + torch.from_numpy(shifts) @ cell
@@ -81,10 +84,11 @@ class Dispersion:
             params=self._tables.params,
             cutoff=self._tables.cutoff / self._bohr,
             cnthr=self._tables.cnthr / self._bohr,
-            # It sums over graphs. Each atom is one here, with the pairs that it receives.
+            # edisp returns one energy per graph. To get energies of atoms, each atom is declared a
+            # graph that owns the pairs of which it is the receiver.
             batch=torch.arange(len(numbers)),
             batch_edge=receiver,
-            # only its length is looked at, for the number of graphs
+            # edisp uses only the length of `cell`, as the number of graphs
             cell=torch.zeros(len(numbers), 3, 3),
             cutoff_smoothing="poly",
             damping="bj",
@@ -94,7 +98,10 @@ class Dispersion:
 
 
 def _torch_dftd() -> tuple[ModuleType, Any]:
-    """torch-dftd's module of functions, and its class that holds the tables."""
+    """torch-dftd's module of D3 functions, and its class that holds the parameter tables.
+
+    Raises MissingPackageError if it is not installed.
+    """
     try:
         from torch_dftd.functions import dftd3
         from torch_dftd.nn.dftd3_module import DFTD3Module

@@ -1,4 +1,4 @@
-"""What goes wrong with physics beside a model."""
+"""The error that analytic physics raises."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from ...core.errors import EvenfieldError
 
 
 class PhysicsError(EvenfieldError):
-    """A structure, data set or model that its physics does not fit."""
+    """Physics that does not fit a structure, a data set or a model."""

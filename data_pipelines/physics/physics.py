@@ -1,7 +1,7 @@
-"""Physics beside a model: a structure gives energy, forces, stress and charges.
+"""Evaluate the analytic physics of a structure: energy, forces, stress and charges.
 
-Units: A, eV, eV/A, eV/A^3 and e; a stress is tensile-positive, as everywhere. Forces and stress are
-derivatives of the energy by automatic differentiation, in float64.
+Units: A, eV, eV/A, eV/A^3 and e. The stress is tensile-positive, as in the rest of the package.
+Forces and stress are derivatives of the energy by automatic differentiation, in float64.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .dispersion import Dispersion
 
 @dataclass(frozen=True)
 class PhysicsResult:
-    """What the physics says of one structure of N atoms."""
+    """Analytic energy, forces, stress and charges of one structure of N atoms."""
 
     energy: float
     """eV"""
     atom_energies: np.ndarray
-    """(N,) eV, which add up to the energy"""
+    """(N,) eV; they add up to the energy"""
     forces: np.ndarray
     """(N, 3) eV/A"""
     stress: np.ndarray | None
@@ -35,10 +35,10 @@ class PhysicsResult:
 
 
 class Physics:
-    """All terms of a config together."""
+    """The sum of all terms of a config."""
 
     def __init__(self, config: PhysicsConfig) -> None:
-        """Raises MissingPackageError where a term needs a package that is not installed."""
+        """Raises MissingPackageError if a term needs a package that is not installed."""
         self.config = config
         self._dispersion = None
         if config.dispersion is not None:
@@ -47,17 +47,17 @@ class Physics:
         if config.coulomb is not None:
             self._coulomb = Coulomb(config.coulomb)
 
-    # forces are derivatives, whatever mode the caller is in
+    # autograd must work even if the caller has switched gradients off
     @own_modes()
     def of(
         self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> PhysicsResult:
-        """Energy and derivatives of one structure.
+        """Compute the energy of one structure and its derivatives.
 
-        numbers (N,), positions (N, 3) and cell (3, 3) in A, pbc (3,).
+        numbers: atomic numbers, (N,). positions (N, 3) and cell (3, 3) in A, pbc (3,).
 
-        Raises PhysicsError for a structure that a term has no answer for, and GeometryError for one
-        whose neighbours cannot be searched.
+        Raises PhysicsError if a term does not apply to the structure, and GeometryError if the
+        structure cannot be searched for neighbours.
         """
         numbers = np.asarray(numbers, np.int64)
         pbc = np.asarray(pbc, bool)
@@ -68,7 +68,7 @@ class Physics:
             strained = at_rest @ deformation
             strained_cell = torch.tensor(np.asarray(cell, np.float64)) @ deformation
             energies, charges = self._energies(numbers, strained, strained_cell, pbc)
-            # an atom alone in a molecule depends on nothing
+            # the energy of an isolated atom depends on neither positions nor strain
             gradient, by_strain = torch.autograd.grad(
                 energies.sum(), [at_rest, strain], allow_unused=True, materialize_grads=True
             )

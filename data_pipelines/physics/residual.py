@@ -1,7 +1,8 @@
-"""Labels minus physics, and what a data set says of the physics that was subtracted.
+"""Subtract analytic physics from labels, and keep track of what was subtracted.
 
-A data set of such labels states the settings and their hash in dataset_info.json under `physics`. A
-model that is trained on it takes both into its config, and adds the physics again.
+A data set with such labels stores the physics settings and their hash in dataset_info.json, under
+`physics`. A model trained on it copies both into its config and adds the physics to its
+predictions.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from .errors import PhysicsError
 from .physics import Physics
 
 
-PHYSICS = "physics"  # in dataset_info.json
+PHYSICS = "physics"  # key in dataset_info.json
 
 
 def without_physics(structure: Structure, physics: Physics) -> Structure:
-    """The structure with its labels minus the physics; absent labels stay absent.
+    """A copy of the structure with the physics subtracted from its labels.
 
-    Raises PhysicsError and GeometryError for a structure that the physics does not fit.
+    Absent labels stay absent. A stress is removed unless all three directions are periodic. Raises
+    PhysicsError if the physics does not apply to the structure or the result is not finite, and
+    GeometryError if the structure cannot be searched for neighbours.
     """
     if not structure.labels:
         return structure
@@ -38,7 +41,7 @@ def without_physics(structure: Structure, physics: Physics) -> Structure:
         labels["energy"] = structure.energy - known.energy
     if structure.forces is not None:
         labels["forces"] = structure.forces - known.forces
-    # of a structure without three periodic directions there is none to subtract
+    # unless all directions are periodic, the physics has no stress to subtract
     if structure.stress is not None:
         labels["stress"] = None if known.stress is None else structure.stress - known.stress
     left = structure.with_labels(**labels)
@@ -54,9 +57,9 @@ def without_physics(structure: Structure, physics: Physics) -> Structure:
 def each_without_physics(
     structures: Iterable[Structure], config: PhysicsConfig | None
 ) -> Iterator[Structure]:
-    """The structures with their labels minus the physics, if there is any.
+    """Yield the structures with the physics, if any, subtracted from their labels.
 
-    Raises PhysicsError and GeometryError, which name the structure.
+    Raises PhysicsError or GeometryError as `without_physics` does, with the id of the structure.
     """
     physics = None if config is None else Physics(config)
     for structure in structures:
@@ -71,9 +74,11 @@ def each_without_physics(
 
 
 def other_charge(stated: Any, config: PhysicsConfig | None) -> str | None:
-    """What is wrong with a net charge that charges would not equilibrate to; None if nothing is.
+    """A message if a structure's net charge differs from `coulomb.net_charge`; None otherwise.
 
-    stated: `info["charge"]` of the structure, in e; None where it states none.
+    Only equilibrated charges can differ.
+
+    stated: `info["charge"]` of the structure, in e; None if it states none.
     """
     coulomb = None if config is None else config.coulomb
     if stated is None or coulomb is None or not coulomb.equilibrates:
@@ -91,16 +96,17 @@ def other_charge(stated: Any, config: PhysicsConfig | None) -> str | None:
 
 
 def to_state(config: PhysicsConfig) -> dict[str, Any]:
-    """What dataset_info.json says of the physics that was subtracted from the labels."""
+    """The entry of dataset_info.json for the physics that was subtracted from the labels."""
     return {"config": config.model_dump(mode="json"), "sha256": config.sha256}
 
 
 def physics_of(info: Mapping[str, Any], folder: Path | str) -> PhysicsConfig | None:
-    """The physics that was subtracted from the labels of a data set; None for labels as they are.
+    """The physics that was subtracted from the labels of a data set; None if none was.
 
-    info: the content of its dataset_info.json.
+    info: content of its dataset_info.json.
+    folder: the data set, for messages.
 
-    Raises PhysicsError for physics that this version does not know.
+    Raises PhysicsError for settings that this version does not know.
     """
     stated = info.get(PHYSICS)
     if stated is None:
@@ -122,9 +128,10 @@ def physics_of(info: Mapping[str, Any], folder: Path | str) -> PhysicsConfig | N
 def common_physics(
     folders: Sequence[Path], infos: Sequence[Mapping[str, Any]]
 ) -> PhysicsConfig | None:
-    """The physics of all of several data sets.
+    """The physics that several data sets have in common; None if none was subtracted.
 
-    Raises PhysicsError, which names two of them, where they differ: no model could add both.
+    Raises PhysicsError, which names two data sets, if their physics differ: a model can add only
+    one.
     """
     found = [physics_of(info, folder) for folder, info in zip(folders, infos, strict=True)]
     for folder, own in zip(folders, found, strict=True):
@@ -140,10 +147,10 @@ def common_physics(
 def as_learned(
     structures: Iterable[Structure], data: Path | str, physics: PhysicsConfig | None
 ) -> Iterator[Structure]:
-    """Structures of the data set `data` with labels as a model with this physics has learned them.
+    """Structures of the data set `data`, with labels as a model with `physics` learns them.
 
-    Labels of the whole become those minus the physics. Raises PhysicsError at once for labels minus
-    other physics.
+    If the data set has total labels, the physics is subtracted from them. Raises PhysicsError
+    immediately if other physics was already subtracted.
     """
     stated = physics_of(read_info(data), data)
     if stated is None:
@@ -155,7 +162,10 @@ def as_learned(
 def refuse_other_physics(
     data: PhysicsConfig | None, model: PhysicsConfig | None, place: Path | str | None
 ) -> None:
-    """Raise PhysicsError unless data and model have the same physics; `place` names the data."""
+    """Raise PhysicsError unless data and model have the same physics.
+
+    place: the data, for the message.
+    """
     if data == model:
         return
     raise PhysicsError(

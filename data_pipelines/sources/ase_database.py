@@ -25,19 +25,19 @@ from .source_format import Part, SourceFormat, cut_into_parts
 
 
 OpenDatabase = tuple[list[int], Callable[[int], Any]]
-"""Row ids, ascending, and the function that returns the row with an id."""
+"""Row ids, ascending, and a function that returns the row with a given id."""
 
 
 class AseDatabase(SourceFormat):
-    """Rows with an id.
+    """ASE databases in SQLite.
 
-    Labels come from a row's calculator; its key-value pairs and its `data` are columns.
+    Labels come from a row's calculator. Its key-value pairs and the entries of `data` are columns.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".db",)
 
     def parts(self, name: str, records_per_part: int) -> list[Part]:
-        """Ranges of row ids of a local file; a remote one is copied here, so it is one part."""
+        """Ranges of row ids of a local file; a remote file is downloaded and read as one part."""
         if is_url(name):
             return [Part(name)]
         with self._opened(plain_path(name), name) as (ids, _):
@@ -46,26 +46,26 @@ class AseDatabase(SourceFormat):
     def records(
         self, part: Part, config: SourceConfig
     ) -> Iterator[tuple[int, Record | BadRecordError]]:
-        """Id and record of each row; see SourceFormat."""
+        """Yield the id and record of each row; see `SourceFormat.records`."""
         with local_file(part.name) as path, self._opened(path, part.name) as (ids, get_row):
             rows = _rows(part, ids, get_row)
             yield from items_within_memory(rows, path.stat().st_size)
 
     def open(self, path: Path, stack: ExitStack) -> OpenDatabase:
-        """Open a database for reading only; what has to be closed goes on the stack."""
-        # ASE would parse every row to list the ids, and create its tables in a file without them
+        """Open a database read-only; whatever must be closed later is put on the stack."""
+        # ASE would parse every row to list the ids, and would create missing tables in the file
         uri = f"{path.resolve().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as connection:
             _refuse_programs(connection)
             ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
 
-        # entered, ASE keeps one connection for all rows
+        # as a context manager, ASE's database keeps one connection for all rows
         database = stack.enter_context(ase.db.connect(path, type="db", use_lock_file=False))
         return ids, lambda row_id: database.get(id=row_id)
 
     @contextmanager
     def _opened(self, path: Path, name: str) -> Iterator[OpenDatabase]:
-        """`open`, with errors that name the source."""
+        """Call `open`, and raise errors as SourceError with the name of the source."""
         require_content(path, name)
         with ExitStack() as stack:
             try:
@@ -86,26 +86,26 @@ class AseDatabase(SourceFormat):
 
 
 class AseJson(AseDatabase):
-    """The rows of an ASE database in one JSON file, which is also what `ase.io.write` makes."""
+    """ASE databases in a single JSON file, which `ase.io.write` also writes."""
 
-    # A folder has JSON files of many kinds, so it is not searched for them.
+    # folders contain JSON files of many kinds, so they are not searched for them
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     def recognises(self, name: str) -> bool:
-        """A file that is named itself, by its ending."""
+        """Whether the name ends in .json. Such files are read only if named explicitly."""
         return without_query(name).lower().endswith(".json")
 
     def open(self, path: Path, stack: ExitStack) -> OpenDatabase:
-        """Read the whole file, once: ASE would parse it again for each row."""
+        """Read the whole file once, because ASE would parse it again for each row."""
         database = ase.db.connect(path, type="json", use_lock_file=False)
         rows = {row.id: row for row in database.select()}
         return sorted(rows), rows.__getitem__
 
 
 def last_structure(path: Path, kind: str) -> Atoms:
-    """The structure of the last row of a database, `db` or `json`.
+    """The structure in the last row of a database of ASE's kind `db` or `json`.
 
-    Raises SourceError for one without rows, and for a file that computes its content.
+    Raises SourceError for a database without rows, and for one with computed content.
     """
     source = AseDatabase() if kind == "db" else AseJson()
     with ExitStack() as stack:
@@ -126,23 +126,23 @@ def _rows(
         try:
             record: Record | BadRecordError = _record_from_row(get_row(row_id))
         except Exception as error:
-            # a torn row fails anywhere in zlib, json, struct or sqlite3
+            # a damaged row can fail anywhere in zlib, json, struct or sqlite3
             record = unreadable(error)
         yield row_id, record
 
 
 def _refuse_programs(connection: sqlite3.Connection) -> None:
-    """Raise SourceError for a file that computes its content instead of storing it.
+    """Raise SourceError for a database that computes its content instead of storing it.
 
-    A view can have endless rows and a generated column endless values, whatever the file's size.
-    ASE's databases have neither.
+    Views can produce unlimited rows, and generated columns unlimited values, from a small file. A
+    genuine ASE database has neither.
     """
     objects = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     for kind, name, sql in objects:
         is_stored = kind in ("table", "index")
         if kind == "table":
             is_virtual = str(sql).upper().lstrip().startswith("CREATE VIRTUAL")
-            # the last number is above 1 for a generated column
+            # the last value of a row is above 1 for a generated column
             quoted = str(name).replace('"', '""')
             columns = connection.execute(f'PRAGMA table_xinfo("{quoted}")').fetchall()
             is_stored = not is_virtual and all(column[-1] <= 1 for column in columns)
@@ -154,10 +154,10 @@ def _refuse_programs(connection: sqlite3.Connection) -> None:
 
 
 def _record_from_row(row: Any) -> Record:
-    # a database does not tell values of the structure from those of its atoms
+    # a database does not distinguish per-structure from per-atom values
     columns = {**dict(row.data), **row.key_value_pairs}
     return Record(
-        # a database in JSON may hold plain lists
+        # a JSON database may hold plain lists
         atomic_numbers=np.asarray(row.numbers),
         positions=np.asarray(row.positions),
         cell=np.asarray(row.cell),

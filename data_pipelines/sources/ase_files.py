@@ -1,4 +1,4 @@
-"""Files that ASE reads from beginning to end: .traj, and everything that no other format claims."""
+"""Files that ASE reads from beginning to end: .traj, and all that no other format recognises."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ from .source_format import Part, SourceFormat
 from .xyz_frames import xyz_frames
 
 
-# formats of ASE with key-value pairs and `data` -> the ending by which `ase_database.py` reads them
+# ASE's database formats -> the file name ending with which `ase_database.py` reads them
 DATABASES = {"db": ".db", "json": ".json"}
-# of a site; files round thirds
+# occupancy above which a site counts as full; files round values such as 1/3
 FULL = 0.98
 WHOLE_ATOMS = "write a structure with whole atoms, such as an ordered or random supercell"
 
 
 class AseFile(SourceFormat):
-    """A file whose format ASE finds out, read whole."""
+    """A file whose format ASE detects; it is read as a whole."""
 
-    # A folder is searched for these only. A file that is named itself may have any name.
+    # folders are searched for these endings only; a file named explicitly may have any name
     suffixes = (".traj",)
 
     def recognises(self, name: str) -> bool:
-        """Any name: ASE looks into the file."""
+        """Always True, because ASE detects the format from the content of the file."""
         return True
 
     def records(
         self, part: Part, config: SourceConfig
     ) -> Iterator[tuple[int, Record | BadRecordError]]:
-        """Index and record of each frame; see SourceFormat."""
+        """Yield the index and record of each frame; see `SourceFormat.records`."""
         with local_file(part.name) as path:
             require_content(path, part.name)
             yield from records_of_frames(part, _frames(path))
 
 
 def _frames(path: Path) -> Iterator[Atoms | Exception]:
-    """All frames of a file in a format that ASE finds out."""
+    """Yield all frames of a file whose format ASE detects."""
     kind = filetype(str(path))
     if kind in DATABASES:
-        # ASE reads it as plain structures, and leaves out levels of theory, splits and labels
+        # ASE would read plain structures only, without levels of theory, splits and labels
         raise SourceError(
             "is an ASE database in another container",
             remedy=f"unpack it into a file whose name ends in {DATABASES[kind]}",
         )
-    # xyz under another name has to be read within the limits of xyz
+    # the limits for xyz files apply whatever the file is called
     if kind == "extxyz":
         yield from xyz_frames(path)
         return
@@ -70,11 +70,11 @@ def _frames(path: Path) -> Iterator[Atoms | Exception]:
 
 
 def partial_occupancy(atoms: Atoms) -> str | None:
-    """Which sites of a structure hold an atom only in part; None if there are none.
+    """Describe the partially occupied sites of a structure; None if there are none.
 
-    ASE takes the most frequent element of a site that several share, and fills sites that are
-    empty in part, so the structure would be one of another composition. CIF files state occupancies
-    by kinds of sites, PDB files by atoms; some programs write 0 there for no statement.
+    ASE keeps only the most frequent element of a shared site, and fills sites that are partially
+    empty. Such a structure would have the wrong composition. CIF files state occupancies by kind of
+    site, PDB files by atom. Some programs write 0 in a PDB file if they do not know the occupancy.
     """
     kinds = atoms.info.get("occupancy")
     if isinstance(kinds, dict):
@@ -95,7 +95,7 @@ def partial_occupancy(atoms: Atoms) -> str | None:
 
 
 def read_one(path: Path) -> Atoms:
-    """The last structure of a file that ASE reads; SourceError when it cannot."""
+    """Read the last structure of a file. Raises SourceError if ASE cannot read it."""
     require_readable(path)
     frame: Atoms | Exception | None = None
     try:
@@ -126,16 +126,16 @@ def read_one(path: Path) -> Atoms:
 
 
 def _last(path: Path, kind: str) -> Atoms:
-    """The last structure of a file of a kind that ASE has found out. It has to be read whole."""
+    """Read the last structure of a file of the format `kind`, as ASE detected it."""
     if kind == "magres":
         refuse_open_blocks(path)
     if kind in DATABASES:
-        # which builds on this module
+        # imported here, because that module imports this one
         from .ase_database import last_structure
 
         return last_structure(path, kind)
     if kind != "cif":
-        # no index was given, so it is one structure
+        # without an index, ASE returns the last structure and not a list
         return ase.io.read(path)  # type: ignore[return-value]
     last: Atoms | None = None
     for atoms in cif_frames(path):
@@ -146,7 +146,10 @@ def _last(path: Path, kind: str) -> Atoms:
 
 
 def read_frames(path: Path) -> list[Atoms]:
-    """All structures of a file that ASE reads; SourceError when it cannot read one of them."""
+    """Read all structures of a file.
+
+    Raises SourceError or BadRecordError, with the index of the record, if one cannot be read.
+    """
     require_readable(path)
     frames: list[Atoms] = []
     try:
@@ -172,7 +175,7 @@ def read_frames(path: Path) -> list[Atoms]:
 
 
 def record_from_atoms(atoms: Atoms) -> Record:
-    """ase.Atoms with its labels. Those of its calculator are in ASE's units, which are ours."""
+    """Make a record of ase.Atoms; the results of its calculator are its recognised labels."""
     results = {} if atoms.calc is None else atoms.calc.results
     return Record(
         atomic_numbers=atoms.numbers,
@@ -188,9 +191,10 @@ def record_from_atoms(atoms: Atoms) -> Record:
 def records_of_frames(
     part: Part, frames: Iterator[Atoms | Exception]
 ) -> Iterator[tuple[int, Record | BadRecordError]]:
-    """Index and record of the frames of a part; a frame that is an exception becomes an error.
+    """Yield the index and record of each frame of a part.
 
-    Raises SourceError, with file and record, when the frames break off or when there are none.
+    A frame that is an exception becomes a BadRecordError. Raises SourceError, with file and record,
+    if reading breaks off or if there are no frames.
     """
     index = part.first - 1
     try:
@@ -203,7 +207,7 @@ def records_of_frames(
                 yield index, record_from_atoms(frame)
     except SourceError as error:
         error.file = part.name
-        # what looks ahead knows the record better
+        # a reader that scanned ahead knows the record better
         if error.record is None:
             error.record = index
         raise
@@ -233,24 +237,30 @@ def records_of_frames(
 
 
 def unreadable(error: Exception) -> BadRecordError:
-    """The error of one record that a reader failed on."""
+    """The BadRecordError for a record on which a reader failed with `error`."""
     return BadRecordError(f"cannot be read ({describe(error)})", remedy="write it again")
 
 
 def require_content(path: Path, name: str) -> None:
-    """Raise SourceError for a file that is missing, forbidden or empty; `name` is the source."""
+    """Raise SourceError for a file that is missing, not readable or empty.
+
+    name: the source as the user named it, for the message.
+    """
     require_readable(path)
     if path.stat().st_size == 0:
         raise empty_file(name)
 
 
 def empty_file(name: str) -> SourceError:
-    """The error of a file without any structure."""
+    """The error for a file without any structures."""
     return SourceError("contains no structures", file=name, remedy="write the file again")
 
 
 def describe(error: Exception) -> str:
-    """A library's exception on one line. A KeyError says little without the name of its class."""
+    """Describe a library's exception in one line.
+
+    The class name is included, because some messages (such as KeyError's) mean little without it.
+    """
     if isinstance(error, MemoryError):
         return "it takes far more memory than a file of its size should"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""ASE databases in LMDB (`.aselmdb`), as OMat24, OMol25 and OC20 are published."""
+"""ASE databases in LMDB (`.aselmdb`), the format of OMat24, OMol25 and OC20."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from .locations import SourceError
 
 
 class AseLmdb(AseDatabase):
-    """The rows of an ASE database, in another container."""
+    """Rows of an ASE database that is stored in LMDB."""
 
     suffixes = (".aselmdb",)
 
     def open(self, path: Path, stack: ExitStack) -> OpenDatabase:
-        """Open a database for reading only; MissingPackageError without ase-db-backends."""
+        """Open a database read-only.
+
+        Raises MissingPackageError without ase-db-backends, and SourceError if the file states more
+        rows than it has.
+        """
         try:
             import lmdb
             from ase_db_backends.aselmdb import LMDBDatabase
@@ -25,14 +29,14 @@ class AseLmdb(AseDatabase):
                 "ase-db-backends", needed_for="reading .aselmdb files", extra="lmdb"
             ) from None
 
-        # The destructor of the backend prints a complaint about a file that it could not open.
-        # lmdb itself, tried first, only raises.
+        # The backend's destructor prints a message if the file could not be opened. Opening the
+        # file with lmdb first raises an exception and prints nothing.
         with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as opened:
             num_entries = opened.stat()["entries"]
 
         database = LMDBDatabase(path, readonly=True, use_lock_file=False)
         stack.callback(database.close)
-        # the file states how many rows it has, and a small one may state a billion
+        # the number of rows is stated in the file, and even a small file may state a billion
         if len(database.ids) > num_entries:
             raise SourceError(
                 f"states {len(database.ids):,} rows and has {num_entries:,} entries",

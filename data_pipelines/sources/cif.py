@@ -1,7 +1,7 @@
-"""Structures of CIF files, read by ASE, within limits that follow from what a file announces.
+"""Structures of CIF files, read by ASE, within limits on sites and symmetry operations.
 
-ASE compares the images of each site with those of all others, one pair after the other. A file of
-100 kB with thousands of sites in a group of 192 operations kept it busy for many minutes.
+ASE compares the symmetry images of each site with those of all other sites, pair by pair. A file of
+100 kB, with thousands of sites in a space group of 192 operations, kept it busy for many minutes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from scipy.spatial import cKDTree
 from .locations import SourceError
 
 
-# of the largest space groups
+# number of operations in the largest space groups
 MOST_OPERATIONS = 192
-# Of a file with symmetry: ASE's time grows with the square of the sites (nine seconds for 1,000)
-# and with the images of all of them (eight for 98,000).
+# Limits for a file with symmetry. ASE's time grows with the square of the number of sites (nine
+# seconds for 1,000), and with the number of symmetry images (eight seconds for 98,000).
 MOST_SITES = 700
 MOST_IMAGES = 60_000
-# ASE's, of scaled coordinates: nearer sites are one
+# ASE's tolerance, in scaled coordinates, within which sites are merged
 SAME_PLACE = 1e-3
 WITHOUT_SYMMETRY = "write the structure with all its atoms, as extended xyz or without symmetry"
 
 
 def cif_frames(path: Path) -> Iterator[Atoms]:
-    """The structures of a CIF file, in order. Raises SourceError for one that would take hours.
+    """Yield the structures of a CIF file, in order.
 
-    Raises what ASE raises for a file that it cannot read.
+    Raises SourceError for a structure that exceeds the limits or has two elements at one place,
+    and ASE's own errors for a file that ASE cannot read.
     """
     with open_with_compression(str(path), "rb") as file:
         for block in parse_cif(file):
@@ -43,7 +44,7 @@ def cif_frames(path: Path) -> Iterator[Atoms]:
 
 def _atoms_of(block: CIFBlock) -> Atoms:
     if block.get_cell().rank != 3:
-        # ASE applies no operations
+        # without a full cell, ASE applies no symmetry operations
         return block.get_atoms()
     listed = len(block._get_sitesym() or [])
     if listed > MOST_OPERATIONS:
@@ -70,18 +71,19 @@ def _atoms_of(block: CIFBlock) -> Atoms:
 
 
 def _with_symmetry(block: CIFBlock) -> Atoms:
-    """What ASE makes of a block. Raises SourceError where two elements are at one place.
+    """Let ASE read a block and apply its symmetry.
 
-    ASE keeps one of them. Sites that are occupied in part share places rightly; readers refuse
-    them by their occupancies, which ASE keeps.
+    Raises SourceError if two elements are at one place, because ASE would silently keep only one of
+    them. Partially occupied sites may share a place; they pass here and are refused later, by
+    their occupancies.
     """
     with warnings.catch_warnings():
-        # names neither the file nor the elements
+        # ASE's warning names neither the file nor the elements
         warnings.filterwarnings("ignore", "scaled_positions .* are equivalent")
         atoms = block.get_atoms()
     sites = block.get_unsymmetrized_structure()
     occupancies = block.get("_atom_site_occupancy") or [1.0] * len(sites)
-    # a small negative number becomes 1 first
+    # twice, because the first modulo turns a tiny negative number into 1.0
     places = cKDTree(atoms.get_scaled_positions() % 1.0 % 1.0, boxsize=1.0)
     distances, found = places.query(sites.get_scaled_positions() % 1.0 % 1.0, p=np.inf)
     for site, (distance, atom) in enumerate(zip(distances, found, strict=True)):
@@ -96,15 +98,15 @@ def _with_symmetry(block: CIFBlock) -> Atoms:
 
 
 def _number_of(occupancy: object) -> float:
-    """An occupancy as ASE reads it; 1 where it is no number, such as `?`."""
+    """An occupancy as ASE reads it; 1 if it is not a number, such as `?`."""
     return float(occupancy) if isinstance(occupancy, int | float) else 1.0
 
 
 def _without_symmetry(block: CIFBlock) -> Atoms | None:
-    """What ASE makes of a block without symmetry, in no time; None where sites share a place."""
+    """Read a block without symmetry, faster than ASE does; None if two sites share a place."""
     atoms = block.get_unsymmetrized_structure()
     atoms.pbc = True
-    # a small negative number becomes 1 first
+    # twice, because the first modulo turns a tiny negative number into 1.0
     scaled = atoms.get_scaled_positions() % 1.0 % 1.0
     if len(atoms) > 1:
         places = cKDTree(scaled, boxsize=1.0)

@@ -1,4 +1,4 @@
-"""How a source is read: the settings that map its columns to canonical fields."""
+"""Settings for reading a source: how its columns map to canonical fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...core.settings import Settings
 from .label_names import REFERENCE_COLUMNS
 
 
-# named in the config for tables only, because the readers of other formats know where they are
+# columns of these fields are named in the config for tables only; other formats define them
 GEOMETRY = ("atomic_numbers", "positions", "cell", "pbc")
 TEXTS = ("level_of_theory", "structure_id", "group", "split")
 
@@ -22,26 +22,26 @@ FilterValue = str | int | float | bool
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """One place where a label may be found."""
+    """A column that may hold a label."""
 
     name: str
     factor: float
-    """To the pipeline's unit, times A^3 if `times_volume`."""
+    """Converts values to the pipeline's unit (times A^3 if `times_volume`)."""
     times_volume: bool
-    """The column has the label times the volume of the cell, as a virial has."""
+    """True if the column holds the label times the cell volume, as a virial does."""
     is_named: bool
-    """By the config; otherwise it is a label that the format itself defines."""
+    """True if the config names the column; False if the file format itself defines the label."""
 
 
 class SourceConfig(Settings):
     """How a source's columns become canonical fields.
 
     Without `columns`, the labels are those that ASE itself recognises, in ASE's units, which are
-    ours. The unit of a label from a named column must be stated in `units`, because no program
-    can know it. A dot leads into nested columns (`structure.lattice.matrix`).
+    also the pipeline's. A label read from a named column needs its unit in `units`, because the
+    file does not define it. Dots address nested columns (`structure.lattice.matrix`).
 
-    A field may have several columns, `columns.forces=[forces,REF_forces]`. Of these, each record
-    is read from the first that it has. Two that a record has must agree.
+    A field may have several columns, as in `columns.forces=[forces,REF_forces]`. Each record uses
+    the first of them that it contains. If it contains more than one, their values must agree.
     """
 
     columns: dict[str, str | list[str]] = Field(
@@ -94,7 +94,7 @@ class SourceConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> SourceConfig:
-        # labels and texts first in the message: few sources need the geometry named
+        # the message lists labels and texts first, because few sources need geometry columns
         known_fields = [*sorted({*LABELS, *TEXTS}), *GEOMETRY]
         for field in self.columns:
             if field not in known_fields:
@@ -105,7 +105,6 @@ class SourceConfig(Settings):
             for label in getattr(self, key):
                 if label not in LABELS:
                     raise ValueError(f"{key}.{label} is not a label: use one of {known}")
-        # a label and its unit belong together
         for label in LABELS:
             self._check_label(label)
         return self
@@ -135,28 +134,29 @@ class SourceConfig(Settings):
                 raise ValueError(f"units.{label}='{unit}' is not known: use one of {known}")
 
     def names_of(self, field: str) -> list[str]:
-        """The columns that the config names for a field, in the order in which they are tried."""
+        """Columns that the config names for a field, in the order in which they are tried."""
         return _as_list(self.columns.get(field))
 
     def units_of(self, label: str) -> list[str]:
-        """The unit of each of the columns that the config names for a label."""
+        """Units of the columns that the config names for a label, one per column."""
         columns = self.names_of(label)
         units = _as_list(self.units.get(label))
-        # one for all
+        # a single unit applies to all columns
         return units * len(columns) if len(units) == 1 else units
 
     @cached_property
     def label_columns(self) -> dict[str, list[LabelColumn]]:
-        """Where each label is looked for, in this order. Asked for with every record."""
+        """Label -> columns in which to look for it, in this order."""
+        # cached, because every record needs it
         found = {}
         for name in LABELS:
             columns = dict(zip(self.names_of(name), self.units_of(name), strict=True))
             places = []
             if not columns:
-                # a label of the format itself, in ASE's unit, which is ours
+                # a label defined by the format itself, in ASE's unit, which is the pipeline's too
                 places.append(LabelColumn(name, 1.0, times_volume=False, is_named=False))
                 if self.reference_columns:
-                    # a label that was registered later may have no such name
+                    # not every registered label has a reference column
                     columns = REFERENCE_COLUMNS.get(name, {})
             for column, unit in columns.items():
                 places.append(_label_column(name, column, unit))
@@ -165,7 +165,7 @@ class SourceConfig(Settings):
 
     @cached_property
     def named_label_columns(self) -> frozenset[str]:
-        """All columns that the config names for labels, or that it names by `reference_columns`."""
+        """All label columns that the config names, including those of `reference_columns`."""
         names = set()
         for columns in self.label_columns.values():
             names |= {column.name for column in columns if column.is_named}
@@ -173,13 +173,16 @@ class SourceConfig(Settings):
 
     @cached_property
     def own_label_names(self) -> frozenset[str]:
-        """Labels that a format defines itself and that the config lets it define."""
+        """Names that are read as labels: columns from the config, and labels without a column."""
         own = {name for name in LABELS if name not in self.columns}
         return self.named_label_columns | own
 
     def passes(self, values: dict[str, Any]) -> bool:
-        """Whether the filters let a record with these values through; 1, 1.0 and "1" are equal."""
-        # YAML, extxyz and Arrow disagree about the type of such values, so texts are compared
+        """Whether a record with these values passes the filters; 1, 1.0 and "1" are equal.
+
+        values: column -> value, with every column that `filters` names.
+        """
+        # compared as strings, because YAML, extxyz and Arrow give such values different types
         for key, wanted in self.filters.items():
             allowed = wanted if isinstance(wanted, list) else [wanted]
             plain = _plain(values[key])
@@ -203,12 +206,12 @@ def _as_list(value: str | list[str] | None) -> list[str]:
 
 
 def _written(values: list[str]) -> str:
-    """As on a command line."""
+    """A list of columns or units in command-line syntax."""
     if len(values) == 1:
         return values[0]
     return f"[{','.join(values)}]"
 
 
 def _plain(value: Any) -> str:
-    """A value as filters compare it: whole numbers without a point."""
+    """The string by which filters compare a value: whole numbers have no decimal point."""
     return str(value).removesuffix(".0")

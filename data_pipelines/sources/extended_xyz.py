@@ -1,4 +1,4 @@
-"""(Extended) xyz files, also with gzip, cut between records to read one big file in parallel."""
+"""Plain and extended xyz files, optionally gzipped; large files are cut and read in parallel."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .xyz_frames import record_starts, xyz_frames
 
 
 class ExtendedXyz(SourceFormat):
-    """Frames of text, each with its number of atoms in the first line."""
+    """Text frames, each of which begins with a line that states its number of atoms."""
 
     suffixes = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
 
     def parts(self, name: str, records_per_part: int) -> list[Part]:
-        """Ranges of records of a local file; a remote one is copied here, so it is one part."""
+        """Ranges of records of a local file; a remote file is downloaded and read as one part."""
         if is_url(name):
             return [Part(name)]
         starts = record_starts(str(plain_path(name)))
@@ -30,7 +30,7 @@ class ExtendedXyz(SourceFormat):
     def records(
         self, part: Part, config: SourceConfig
     ) -> Iterator[tuple[int, Record | BadRecordError]]:
-        """Index and record of each frame; see SourceFormat."""
+        """Yield the index and record of each frame; see `SourceFormat.records`."""
         with local_file(part.name) as path:
             require_content(path, part.name)
             yield from records_of_frames(part, xyz_frames(path, part.first, part.last))

@@ -1,4 +1,4 @@
-"""The file formats that a source may have. A new one is registered here."""
+"""The registry of file formats that a source may have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .parquet import Parquet
 from .source_format import SourceFormat
 
 
-# the first one that recognises a file's name reads it; AseFile recognises every name
+# the first format that recognises a file's name reads it; AseFile recognises every name
 FORMATS: tuple[SourceFormat, ...] = (
     Parquet(),
     ExtendedXyz(),
@@ -20,10 +20,10 @@ FORMATS: tuple[SourceFormat, ...] = (
     AseFile(),
 )
 
-# what a folder is searched for
+# file name endings for which a folder is searched
 SUFFIXES: tuple[str, ...] = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
 
 
 def format_of(name: str) -> SourceFormat:
-    """The format of a file or URL, by its name."""
+    """The format of a file or URL, judged by its name."""
     return next(kind for kind in FORMATS if kind.recognises(name))

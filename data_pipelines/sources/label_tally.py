@@ -1,7 +1,7 @@
-"""Which labels a source has: how many were kept, masked or of no use, and what was left unread.
+"""Count the labels of a source: how many were kept, masked, unusable, or left unread.
 
-Every structure that enters a data set is counted, so that no label is lost silently: labels
-under an unusual name, labels that only later files have, stresses of slabs.
+Every structure that enters a data set is counted. So no label is lost silently, whether it has an
+unusual name, appears only in later files, or is the stress of a slab.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from .records import Record, Unread, raw_label, stated_text
 
 Counts = dict[str, int]
 
-# that are named in a line
+# most levels of theory in one line of a report
 MOST_LEVELS = 4
 
 
 @dataclass
 class LabelTally:
-    """Counts over structures; those of several parts can be added up."""
+    """Label counts over structures; the tallies of several parts can be added."""
 
     structures: Counts = field(default_factory=dict)
-    """Level of theory -> structures."""
+    """Level of theory -> number of structures."""
     unlabelled: Counts = field(default_factory=dict)
-    """Level of theory -> structures without any label that was read."""
+    """Level of theory -> structures of which no label was read."""
     kept: dict[str, Counts] = field(default_factory=dict)
     """Level of theory -> label -> structures that have it."""
     masked: dict[str, Counts] = field(default_factory=dict)
     """Level of theory -> label -> structures whose label a mask removed."""
     unused: dict[str, Counts] = field(default_factory=dict)
-    """Level of theory -> label -> kept, but without a meaning: the stress of a slab."""
+    """Level of theory -> label -> structures whose label is kept but meaningless (slab stress)."""
     unread: Counts = field(default_factory=dict)
     """Column that looks like a label -> structures that have it."""
     unread_only: Counts = field(default_factory=dict)
-    """The same, among structures without that label."""
+    """As `unread`, but counting only structures that lack this label."""
     replaced_levels: Counts = field(default_factory=dict)
-    """Level of theory that a record states -> structures that got that of the settings."""
+    """Level of theory in the record -> structures in which the settings replaced it."""
     columns: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Label -> column that the settings name for it -> its unit."""
+    """Label -> column that the settings name for it -> unit of the column."""
 
     def add(
         self, record: Record, structure: Structure, unread: Unread, config: SourceConfig
     ) -> None:
-        """Count one structure, its record, and what was not read of it (`unread_columns`)."""
+        """Count one structure with its record; `unread` is the result of `unread_columns`."""
         level = structure.level_of_theory
         labels = structure.labels
         if not self.structures:
@@ -66,12 +66,12 @@ class LabelTally:
             if LABELS[name].periodic_only and not structure.pbc.all():
                 _count(self.unused.setdefault(level, {}), name)
         for name in config.masks:
-            # without a mask, the label would have been read
+            # the label would have been read if it were not masked
             if name not in labels and has_label(record, config, name):
                 _count(self.masked.setdefault(level, {}), name)
         for column, _ in unread:
             is_missing = column.label not in labels
-            # other energies by definition, and often next to the one to train on
+            # these differ from the label by definition, and files often contain them too
             is_other = column.column == "free_energy" or column.form in ("per atom", "relative")
             if is_other and not is_missing:
                 continue
@@ -104,13 +104,13 @@ class LabelTally:
 
     @property
     def num_labels(self) -> int:
-        """Labels that a model can be trained on."""
+        """Number of labels that a model can be trained on."""
         kept = sum(sum(counts.values()) for counts in self.kept.values())
         unused = sum(sum(counts.values()) for counts in self.unused.values())
         return kept - unused
 
     def unread_labels(self) -> list[LookAlike]:
-        """Unread columns; first those whose label is missing in most structures."""
+        """Unread columns; those whose label is missing in most structures come first."""
         found = []
         for column in self.unread:
             seen = look_alike(column)
@@ -130,7 +130,7 @@ def _named_columns(config: SourceConfig) -> dict[str, dict[str, str]]:
 
 
 def has_label(record: Record, config: SourceConfig, name: str) -> bool:
-    """Whether a record has a value for a label, in a column that the config reads."""
+    """Whether a record has a value for a label, in any column that the config reads."""
     label = LABELS[name]
     return any(
         raw_label(record, label, column) is not None for column in config.label_columns[name]
@@ -138,9 +138,9 @@ def has_label(record: Record, config: SourceConfig, name: str) -> bool:
 
 
 def label_report(tally: LabelTally, prefix: str = "") -> list[str]:
-    """What was read, a line for each level of theory, and what was not, a line for each column.
+    """Report what was read, one line per level of theory, and what was not, one line per column.
 
-    prefix: what the command puts in front of the settings of a source.
+    prefix: put in front of setting names, such as `sources.NAME.` for a corpus.
     """
     lines = []
     for level, total in sorted(tally.structures.items()):
@@ -182,10 +182,10 @@ def label_report(tally: LabelTally, prefix: str = "") -> list[str]:
 
 
 def setting_to_read(tally: LabelTally, column: LookAlike, prefix: str = "") -> str:
-    """The words of a command line that make a column be read.
+    """The command-line settings that would read a column.
 
-    Structures that have the label in another column keep it, and those that have it in a third
-    one get it too.
+    The settings keep the columns that are already read for this label. They also add its other
+    unread columns, if some structures have the label only there.
     """
     label = column.label
     units = {column.column: column.unit}
@@ -197,17 +197,17 @@ def setting_to_read(tally: LabelTally, column: LookAlike, prefix: str = "") -> s
                 units[other.column] = other.unit
 
     names = _one_or_list(list(units))
-    # one unit serves all columns
+    # one unit is enough if all columns have the same
     different = list(dict.fromkeys(units.values()))
     stated = different[0] if len(different) == 1 else _one_or_list(list(units.values()))
     return f"{prefix}columns.{label}={names} {prefix}units.{label}={stated}"
 
 
 def _columns_read(tally: LabelTally, label: str) -> dict[str, str]:
-    """The columns that some structures have a label in, with their units."""
+    """The columns from which a label is read already, with their units."""
     if not any(counts.get(label) for counts in tally.kept.values()):
         return {}
-    # without settings, the format's own
+    # without settings, the format's own label is read
     return dict(tally.columns.get(label, {label: LABELS[label].unit}))
 
 
@@ -216,7 +216,7 @@ def _one_or_list(texts: list[str]) -> str:
 
 
 def how_to_read_labels(tally: LabelTally, prefix: str = "") -> str:
-    """The remedy for a source of which no label was read."""
+    """The remedy to show if no label of a source was read."""
     remedy = "name the columns that have them"
     looking_alike = tally.unread_labels()
     unread = [column for column in looking_alike if column.instead is None]
@@ -232,14 +232,14 @@ def how_to_read_labels(tally: LabelTally, prefix: str = "") -> str:
             f"{prefix}columns.forces=F {prefix}units.forces=eV/A",
         ]
         return f"{remedy}, as in {' '.join(examples)}"
-    # two columns of one label would be two settings of one key
+    # one column per label, because a setting can be given only once
     by_label = {column.label: column for column in reversed(unread)}
     settings = [setting_to_read(tally, column, prefix) for column in by_label.values()]
     return f"{remedy}, perhaps {' '.join(settings)}"
 
 
 def to_json(tally: LabelTally) -> dict[str, Any]:
-    """For dataset_info.json and the footers of staged parts."""
+    """The tally as JSON content, for dataset_info.json and the footers of staged parts."""
     return {name: getattr(tally, name) for name in LabelTally.__dataclass_fields__}
 
 
@@ -249,7 +249,7 @@ def from_json(content: Mapping[str, Any]) -> LabelTally:
 
 
 def added(tallies: Iterable[LabelTally]) -> LabelTally:
-    """The counts of several parts together."""
+    """The sum of several tallies."""
     total = LabelTally()
     for tally in tallies:
         total += tally

@@ -1,7 +1,7 @@
-"""Where a source lies: in a file, a folder, a glob, behind a URL, or on the Hugging Face hub.
+"""Locations of a source: a file, a folder, a glob, a URL, or the Hugging Face hub.
 
-`list_files` turns each of them into a sorted list of names, which are local paths or URLs.
-`open_binary` and `local_file` read what such a name refers to.
+`list_files` turns a location into a sorted list of local paths or URLs. `open_binary` and
+`local_file` open one of them.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from ...core.storage import (
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 HUB_SCHEME = "hf://"
 DOWNLOAD_CHUNK = 1 << 20  # bytes
-# A server that does not say how long its file is may send without an end.
+# Limit for a download whose size the server does not state: it might never end.
 MOST_UNSTATED = 4 << 30  # bytes
 GLOB = re.compile(r"[*?\[]")
 
-# what the stores behind fsspec call the state of a file
+# keys under which fsspec's file systems report the state of a file
 STATE_KEYS = (
     "ETag",
     "etag",
@@ -64,16 +64,16 @@ STATE_KEYS = (
 
 
 class SourceError(EvenfieldError):
-    """A source, or a file of one, that cannot be read as a whole, or not any further."""
+    """A source, or one of its files, cannot be read, or cannot be read to its end."""
 
 
 def is_url(name: str) -> bool:
-    """Whether a name has a scheme such as s3://. file:// does not count: it names a local path."""
+    """Whether a name has a scheme such as s3://; file:// does not count, as it is a local path."""
     return "://" in name and not name.startswith("file://")
 
 
 def plain_path(name: str) -> Path:
-    """The path of a local name, with or without file://; ~ is the home folder."""
+    """The path of a local name, with or without file://; ~ is expanded."""
     return local_path(name)
 
 
@@ -81,12 +81,12 @@ def plain_path(name: str) -> Path:
 
 
 def list_files(source: str, suffixes: Sequence[str], hub_config: str | None = None) -> list[str]:
-    """The files of a source, sorted.
+    """List the files of a source, sorted, as local paths or URLs.
 
-    suffixes: how the names of data files end, for sources that are more than one file.
+    suffixes: file name endings of data files, used to search folders.
     hub_config: the configuration (subset) of a hub data set.
 
-    Raises SourceError when there are no files or they cannot be reached.
+    Raises SourceError if there are no files or they cannot be reached.
     """
     if is_url(source):
         return _remote_files(source, suffixes)
@@ -98,17 +98,17 @@ def list_files(source: str, suffixes: Sequence[str], hub_config: str | None = No
     if kind == "folder":
         inside = [name for name in _inside(path) if _is_data(name.relative_to(path), suffixes)]
         for name in inside:
-            # refuses named pipes and the like, before anything opens them
+            # raises for named pipes and the like, before anything opens them
             _kind(name)
         return _at_least_one(sorted(map(str, inside)), source, suffixes)
     if GLOB.search(str(path)):
-        # pathlib's glob needs a folder apart from the pattern
+        # pathlib's glob would need the folder and the pattern separately
         found = glob.glob(str(path), recursive=True)  # noqa: PTH207
         files = sorted(name for name in found if _kind(Path(name)) == "file")
         return _at_least_one(files, source, suffixes)
 
-    # A local name that does not exist may be that of a data set of the hub. A mistyped path is not
-    # sent there.
+    # A name that does not exist locally may be a hub data set. A mistyped path should not cause a
+    # request to the hub.
     if looks_like_path(source):
         raise _no_such_file(source)
     match = HUB_NAME.fullmatch(source)
@@ -118,8 +118,8 @@ def list_files(source: str, suffixes: Sequence[str], hub_config: str | None = No
 
 
 def _kind(path: Path) -> Literal["file", "folder", "nothing"]:
-    """What a path leads to. A forbidden folder on the way is an error."""
-    # pathlib's is_file() and is_dir() answer False for what is forbidden
+    """What a path leads to. Raises SourceError for special files and without permission."""
+    # pathlib's is_file() and is_dir() return False without permission, so they cannot be used
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -127,7 +127,7 @@ def _kind(path: Path) -> Literal["file", "folder", "nothing"]:
     except PermissionError as error:
         raise _forbidden(path, error) from None
     except OSError as error:
-        # links that lead to themselves, or a name that is too long
+        # a loop of symbolic links, or a name that is too long
         reason = error.strerror or str(error)
         raise SourceError(reason, file=path, remedy="name another file") from error
     if stat.S_ISREG(mode):
@@ -139,7 +139,10 @@ def _kind(path: Path) -> Literal["file", "folder", "nothing"]:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """All files in a folder and its subfolders; a forbidden one is an error, not left out."""
+    """Yield all files in a folder and its subfolders.
+
+    Raises SourceError for a folder without read permission, instead of leaving it out.
+    """
 
     def refuse(error: OSError) -> None:
         if isinstance(error, PermissionError):
@@ -151,18 +154,18 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def _is_data(path: Path, suffixes: Sequence[str]) -> bool:
-    """Whether a file inside a folder is one of the source's; hidden files are not."""
+    """Whether a file inside a folder belongs to the source; hidden files do not."""
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and has_ending(path.name, suffixes)
 
 
 def has_ending(name: str, suffixes: Sequence[str]) -> bool:
-    """Whether a name ends in one of these, in small letters or large ones."""
+    """Whether a name ends in one of the suffixes, ignoring case."""
     return name.lower().endswith(tuple(suffixes))
 
 
 def files_left_out(source: str, suffixes: Sequence[str]) -> list[str]:
-    """Names of files in a folder on this machine that are no files of the source, sorted."""
+    """Visible files in a local folder that are not read as part of the source, sorted."""
     if is_url(source) or not plain_path(source).is_dir():
         return []
     folder = plain_path(source)
@@ -182,11 +185,11 @@ def _at_least_one(files: list[str], source: str, suffixes: Sequence[str]) -> lis
 
 
 def _other_files(source: str, suffixes: Sequence[str]) -> str:
-    """How to name the files of another format that a folder holds; empty for none."""
+    """A hint how to name files of other formats in a folder; empty if there are none."""
     left_out = files_left_out(source, suffixes)
     if not left_out:
         return ""
-    # run folders hold files of one name
+    # folders of calculations often hold many files of the same name
     name, _ = Counter(Path(file).name for file in left_out).most_common(1)[0]
     return f"; for files of another format name a pattern: '{source.rstrip('/')}/**/{name}'"
 
@@ -212,17 +215,17 @@ def _forbidden(path: Path, error: PermissionError) -> SourceError:
 def _remote_files(source: str, suffixes: Sequence[str]) -> list[str]:
     with _network_errors(source):
         filesystem, path = file_system(source)
-        # a query of a web address begins with a question mark, and is no pattern
+        # the question mark in a web address starts a query, so it is not a glob pattern
         if GLOB.search(path) and not is_web_address(source):
             found = retried(lambda: filesystem.glob(path), seconds=SMALL_FILE_SECONDS)
         else:
-            # not isfile(), which takes an outage for a no
+            # isfile() would return False if the network is down
             info = file_info(filesystem, path)
             if info is not None and info["type"] == "file":
                 return [source]
             if info is None and is_web_address(source):
                 raise SourceError("the server has no such file", file=source)
-            # object stores have no folders: a name may be the beginning of the names of files
+            # object stores have no folders: the name may be a common prefix of files
             inside = retried(lambda: filesystem.find(path), seconds=SMALL_FILE_SECONDS)
             found = [name for name in inside if has_ending(name, suffixes)]
         files = sorted(filesystem.unstrip_protocol(name) for name in found)
@@ -232,7 +235,7 @@ def _remote_files(source: str, suffixes: Sequence[str]) -> list[str]:
 def _hub_files(source: str, name: str, revision: str | None, hub_config: str | None) -> list[str]:
     """The Parquet files of a hub data set, as hf:// URLs.
 
-    The URLs carry the commit, so they mean the same bytes tomorrow.
+    The URLs contain the commit, so they always refer to the same bytes.
     """
     # slow to import, and most sources are local
     from datasets import load_dataset_builder
@@ -248,7 +251,7 @@ def _hub_files(source: str, name: str, revision: str | None, hub_config: str | N
     others = [file for file in files if not file.endswith(".parquet")]
     if others or not files:
         found = Path(others[0]).name if others else "no data files"
-        # other formats could only be downloaded whole, which defeats streaming
+        # other formats cannot be streamed, only downloaded as a whole
         raise SourceError(
             f"consists of {found}, and only Parquet is streamed from the hub",
             file=source,
@@ -259,7 +262,7 @@ def _hub_files(source: str, name: str, revision: str | None, hub_config: str | N
 
 
 def _hub_refusal(source: str, error: Exception, silence: str | None) -> SourceError:
-    """The error for a name that is no file here, and that the hub did not provide."""
+    """The error for a name that is neither a local file nor available from the hub."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -284,7 +287,7 @@ def _hub_refusal(source: str, error: Exception, silence: str | None) -> SourceEr
             file=source,
             remedy="check the network, or try again later",
         )
-    # an unknown name, no token, an unknown configuration
+    # an unknown name, a missing token or an unknown configuration
     return SourceError(
         f"no such file or folder, and the hub does not provide it ({reason_of(error)})",
         file=source,
@@ -293,11 +296,11 @@ def _hub_refusal(source: str, error: Exception, silence: str | None) -> SourceEr
 
 
 def _refusal_of_cache(error: BaseException | None) -> SourceError | None:
-    """The error for a cache of the hub's libraries that cannot be written, if it was that."""
+    """The error for a hub cache that cannot be written; None if that was not the cause."""
     from datasets import config
     from huggingface_hub import constants
 
-    # the libraries raise errors of their own, which keep at most the text of the system's
+    # the libraries wrap the operating system's error and keep at most its text
     texts = []
     while error is not None:
         texts.append(str(error))
@@ -325,7 +328,7 @@ def _refusal_of_cache(error: BaseException | None) -> SourceError | None:
 
 @contextmanager
 def _network_errors(source: str) -> Iterator[None]:
-    """Whatever a network library raises becomes one line that names the source."""
+    """Turn any exception of a network library into a one-line SourceError."""
     try:
         yield
     except SourceError:
@@ -342,14 +345,14 @@ def _network_errors(source: str) -> Iterator[None]:
 
 
 def require_readable(path: Path) -> None:
-    """Raise SourceError for a file that does not exist or that the user may not read."""
+    """Raise SourceError for a path that does not exist, is not a file, or cannot be read."""
     kind = _kind(path)
     if kind == "folder":
         raise SourceError("is a folder, not a file", file=path, remedy="name a file inside it")
     if kind != "file":
         raise _no_such_file(path)
     try:
-        # the mode alone does not tell: there may be access lists, and root may read anything
+        # the mode bits are not enough: there may be access lists, and root may read anything
         with path.open("rb"):
             pass
     except PermissionError as error:
@@ -358,7 +361,10 @@ def require_readable(path: Path) -> None:
 
 @contextmanager
 def open_binary(name: str) -> Iterator[IO[bytes]]:
-    """An open file, local or remote. A remote one is read by byte ranges, as they are needed."""
+    """Open a local or remote file for reading; a remote file is read by byte ranges as needed.
+
+    Raises SourceError if the file cannot be opened.
+    """
     if not is_url(name):
         path = plain_path(name)
         require_readable(path)
@@ -366,7 +372,7 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
             yield file
         return
 
-    # errors while reading are those of the reader, which knows the record
+    # errors while reading are left to the reader, which knows the record
     with ExitStack() as stack:
         if name.startswith(HUB_SCHEME):
             stack.enter_context(limited_patience())
@@ -378,13 +384,16 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def local_file(name: str) -> Iterator[Path]:
-    """A path on this machine: the file itself, or a copy of a remote one, removed at the end."""
+    """A local path for a file; a remote file is downloaded and the copy removed at the end.
+
+    Raises SourceError if the download fails.
+    """
     if not is_url(name):
         yield plain_path(name)
         return
 
     with tempfile.TemporaryDirectory() as folder:
-        # readers go by the suffix, which a signature follows
+        # readers need the suffix, which a URL's query may follow
         copy = Path(folder) / Path(without_query(name)).name
         with _network_errors(name):
             filesystem, remote_path = file_system(name)
@@ -396,8 +405,8 @@ def local_file(name: str) -> Iterator[Path]:
 
 
 def _copy_from_web(filesystem: Any, remote_path: str, copy: Path, name: str) -> None:
-    """Download a file. A server need not state its size, and may send without an end."""
-    # some room is left for everything else that is at work on this machine
+    """Download a file, up to a size limit: a server need not state the size and may never stop."""
+    # leave some disk space for other programs
     limit = int(0.9 * shutil.disk_usage(copy.parent).free)
     most = limit
     try:
@@ -424,18 +433,19 @@ def _copy_from_web(filesystem: Any, remote_path: str, copy: Path, name: str) -> 
 
 
 def fingerprint(files: list[str]) -> str:
-    """sha256 over the bytes of local files, and over the state of remote ones (etag, commit, size).
+    """SHA-256 over the bytes of local files and the state (etag, commit, size) of remote files.
 
-    The names of several local files count too, but not their folder, which may be moved.
+    If there are several files, their names count too, but the folder of local files does not, so
+    that it may be moved.
     """
-    # the plain sha256 of a file, which its publisher may state too
+    # for a single file, the plain hash, which can be compared with one that a publisher states
     if len(files) == 1 and not is_url(files[0]):
         return _sha256(plain_path(files[0]))
 
     total = hashlib.sha256()
     for name in files:
         if is_url(name):
-            # the same file is signed anew for every reader
+            # signatures are left out, because every reader of the same file gets another one
             line = f"{without_secrets(name)} {_remote_state(name)}"
         else:
             path = plain_path(name)

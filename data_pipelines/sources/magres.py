@@ -1,7 +1,8 @@
-"""A limit for magres files, whose blocks ASE looks for with one regular expression.
+"""A check that keeps ASE from spending minutes on a malformed magres file.
 
-For each opening tag without an end it searches the rest of the file, for every name that the tag
-could have: 1,000 tags of 8 bytes kept it busy for more than half a minute.
+ASE finds the blocks of a magres file with one regular expression. For each opening tag without a
+closing tag, it searches the rest of the file once for every name that the tag could have. A file
+with 1,000 tags of 8 bytes took more than half a minute.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TAG = re.compile(r"[\[<](/?)([^\[\]<>]*)[\]>]")
 
 
 def refuse_open_blocks(path: Path) -> None:
-    """Raise SourceError unless each block of the file ends before the next one begins."""
+    """Raise SourceError unless every block of the file is closed before the next one begins."""
     with open_with_compression(str(path), "rt") as file:
         text = file.read()
     begun = None

@@ -1,6 +1,6 @@
-"""What the names of a source's files say: how default ids begin, and which split a file is.
+"""Derive default structure ids and splits from the names of a source's files.
 
-Both follow from the names below the source, so a folder may be moved.
+Only the part of a path below the source counts, so a folder may be moved.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 
-# as files, folders and columns of sources say it -> as we call it
+# name of a split in files, folders and columns -> the pipeline's name for it
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -28,29 +28,29 @@ WORD = re.compile(r"[A-Za-z]+")
 
 @dataclass(frozen=True)
 class FileName:
-    """What the name of one file says."""
+    """What the name of a file says about its structures."""
 
     id_prefix: str
     """The default id of record k is `PREFIX-k`."""
 
     split: str | None
-    """One of SPLITS, or None."""
+    """One of `structure.SPLITS`, or None."""
 
 
 def name_files(names: Sequence[str], root: str | None = None) -> dict[str, FileName]:
-    """What each file of a source is called; unique prefixes, and splits where they are meant.
+    """Map each file of a source to a unique id prefix, and to a split if the names state splits.
 
-    root: the folder that is the source; by default the deepest one that contains all files.
+    root: the folder of the source; by default the deepest folder that contains all files.
 
-    One file called train.xyz states no split: it may be called so by chance, and nothing would be
-    left to test with. Several files do when at least two splits are among their names.
+    File names count as splits only if at least two different splits occur among them. A single
+    train.xyz states none: the name may be a coincidence, and nothing would be left for testing.
     """
     if root is None:
         root = _common_folder(names)
     inside = {name: _below(name, root) for name in names}
 
     prefixes = {name: _prefix(path, name) for name, path in inside.items()}
-    # a.xyz next to a.traj
+    # prefixes of several files, such as a.xyz and a.traj
     shared = {prefix for prefix, count in Counter(prefixes.values()).items() if count > 1}
     splits = {name: stated_split(path) for name, path in inside.items()}
     are_meant = len(set(splits.values()) - {None}) > 1
@@ -65,7 +65,7 @@ def name_files(names: Sequence[str], root: str | None = None) -> dict[str, FileN
 
 
 def stated_split(path: PurePosixPath) -> str | None:
-    """The split that a path names; the file's own name comes before those of its folders."""
+    """The split that a path states, or None; the file's name takes precedence over its folders."""
     for part in reversed(path.parts):
         words = WORD.findall(part.split(".")[0].lower())
         splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
@@ -75,7 +75,7 @@ def stated_split(path: PurePosixPath) -> str | None:
 
 
 def _common_folder(names: Sequence[str]) -> str:
-    # by hand: os.path.commonpath makes one slash of the two in a URL
+    # os.path.commonpath would collapse the two slashes of a URL into one
     common = names[0].split("/")[:-1]
     for name in names[1:]:
         folders = name.split("/")[:-1]
@@ -92,20 +92,20 @@ def _below(name: str, root: str) -> PurePosixPath:
 
 
 def _prefix(inside: PurePosixPath, name: str) -> str:
-    """The path below the source, without endings."""
+    """The path below the source, without file name endings."""
     folders = list(inside.parts[:-1])
     if _is_number(name):
-        # its folder is a part of the stem
+        # the stem already contains the name of the last folder
         folders = folders[:-1]
     return "/".join([*folders, stem_of(name)])
 
 
 def stem_of(name: str) -> str:
-    """A file's name without endings; with that of its folder where it is only a number."""
+    """A file's name without endings; if it is a number, the folder's name is put in front."""
     path = Path(name)
     stem = path.name.split(".")[0]
     if _is_number(name):
-        # every folder has a 0000.parquet
+        # a number alone is not unique: every folder of a hub data set has a 0000.parquet
         return f"{path.parent.name}-{stem}"
     return stem
 

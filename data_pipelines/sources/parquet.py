@@ -1,8 +1,8 @@
-"""Parquet on disk, behind a URL or on the hub, read with Arrow.
+"""Parquet files on disk, behind a URL or on the hub, read with Arrow.
 
-One reader for the many forms in which structures are published: flat, nested, fixed-size and
-extension columns; structs that dotted names lead into; element symbols instead of atomic numbers;
-any number type; null labels, which become missing ones.
+One reader handles the layouts in which structures are published: flat, nested, fixed-size and
+extension columns; structs, whose fields have dotted names; element symbols instead of atomic
+numbers; any number type; and null labels, which become missing labels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .source_format import Part, SourceFormat
 
 
 ROWS_AT_ONCE = 512  # in memory
-# a map has keys, and is none of them
+# a map is not among them, because it has keys
 LISTS = (
     pa.types.is_list,
     pa.types.is_large_list,
@@ -45,17 +45,17 @@ OWN_COLUMNS = tuple(name for name in ARROW_SCHEMA.names if name not in LABELS)
 
 
 class Parquet(SourceFormat):
-    """Tables. Of a remote one only the byte ranges of the named columns are read."""
+    """Parquet tables. From a remote file, only the byte ranges of the needed columns are read."""
 
     suffixes = (".parquet",)
     is_table = True
 
     def parts(self, name: str, records_per_part: int) -> list[Part]:
-        """Runs of whole row groups, of at most `records_per_part` rows or one row group."""
+        """Runs of whole row groups, with at most `records_per_part` rows or a single row group."""
         with open_binary(name) as file:
             parquet = _open(file, name)
             sizes = _group_sizes(parquet.metadata)
-        # a row group is the least that Parquet can read, so no group is divided between parts
+        # a row group is the smallest unit that Parquet reads, so parts never divide one
         parts = []
         start = 0
         stop = 0
@@ -72,13 +72,13 @@ class Parquet(SourceFormat):
     def records(
         self, part: Part, config: SourceConfig
     ) -> Iterator[tuple[int, Record | BadRecordError]]:
-        """Index and record of each row; see SourceFormat."""
+        """Yield the index and record of each row; see `SourceFormat.records`."""
         with open_binary(part.name) as file:
             parquet = _open(file, part.name)
             schema = parquet.schema_arrow
             columns = _Columns.of(schema, part.name, config)
             groups, index = _overlapping_groups(parquet.metadata, part)
-            # Arrow reads whole columns; what is inside a struct is taken from them later
+            # Arrow reads whole columns; fields of structs are extracted later
             roots = {_root(schema, path) for path in columns.paths}
             last = part.last
             if last is None:
@@ -89,12 +89,12 @@ class Parquet(SourceFormat):
                 for batch in batches:
                     table = pa.Table.from_batches([batch])
                     for record in _records(table, columns, config):
-                        # the first and the last group may reach beyond the part
+                        # the first and last row group may extend beyond the part
                         if part.first <= index < last:
                             yield index, record
                         index += 1
             except BadRecordError as error:
-                # of a whole column, not of one row
+                # raised for a whole column: errors of single rows are yielded
                 raise SourceError(
                     error.message, file=part.name, record=index, remedy=error.remedy
                 ) from None
@@ -109,9 +109,9 @@ class Parquet(SourceFormat):
 def _within_limits(
     parquet: pq.ParquetFile, file: IO[bytes], name: str, groups: list[int], roots: set[str]
 ) -> pq.ParquetFile:
-    """The file, opened so that a text that many rows share is in memory once.
+    """Reopen the file if needed, so that a text shared by many rows is in memory only once.
 
-    Raises SourceError where row groups unpack to far more than they are.
+    Raises SourceError if row groups would unpack to far more than their size in the file.
     """
     metadata = parquet.metadata
     excess = excess_of(metadata, groups, roots)
@@ -124,7 +124,10 @@ def _within_limits(
 
 
 def _open(file: IO[bytes], name: str) -> pq.ParquetFile:
-    """The file, whose number of rows is one that a file of its size can have."""
+    """Open a Parquet file.
+
+    Raises SourceError if it is damaged, or states more rows than a file of its size can have.
+    """
     try:
         parquet = pq.ParquetFile(file, pre_buffer=True)
         num_bytes = file.seek(0, os.SEEK_END)
@@ -146,13 +149,13 @@ def _one_line(error: Exception) -> str:
 
 
 def _group_sizes(metadata: pq.FileMetaData) -> list[int]:
-    """Rows in each row group."""
+    """Number of rows in each row group."""
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     return [group.num_rows for group in groups]
 
 
 def _overlapping_groups(metadata: pq.FileMetaData, part: Part) -> tuple[list[int], int]:
-    """The row groups that overlap a part, and the row with which the first of them begins."""
+    """The row groups that overlap a part, and the index of the first row in them."""
     groups: list[int] = []
     first_row = part.first
     start = 0
@@ -172,16 +175,16 @@ def _overlapping_groups(metadata: pq.FileMetaData, part: Part) -> tuple[list[int
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns to read, each as a path that may lead into structs."""
+    """The columns to read, as dotted paths that may lead into structs."""
 
     fields: dict[str, list[str]]
-    """Field of a structure -> paths, of which the first with a value counts."""
+    """Field of a structure -> paths; each row uses the first one that has a value."""
 
     extra: set[str]
-    """Paths of masks and filters."""
+    """Paths of masks and filters, and of the reference level of theory."""
 
     unread: tuple[LookAlike, ...]
-    """Columns that look like labels, and are none of the paths."""
+    """Columns that look like labels but are not read."""
 
     @property
     def paths(self) -> set[str]:
@@ -192,21 +195,25 @@ class _Columns:
 
     @classmethod
     def of(cls, schema: pa.Schema, name: str, config: SourceConfig) -> _Columns:
-        """Raises SourceError, which lists the columns of the file, when one is missing."""
-        # what the config names comes first, the usual names are only tried
+        """Choose the columns of a file.
+
+        Raises SourceError, which lists the columns of the file, if a needed column is missing, has
+        the wrong type, or if no label would be read.
+        """
+        # columns from the config must exist; the usual names are only tried
         fields = {field: config.names_of(field) for field in config.columns}
         tried = ["cell", "pbc", *TEXTS]
         if set(OWN_COLUMNS) <= set(schema.names):
-            # one of our own shards, whose units are known
+            # a shard of a converted data set, whose units are known
             tried = [*ARROW_SCHEMA.names, *tried]
         for field in tried:
             if field in schema.names:
                 fields.setdefault(field, [field])
-        # without these there is no structure, so the table must have them
+        # a structure needs these, so the table must have them
         for field in ("atomic_numbers", "positions"):
             fields.setdefault(field, [field])
 
-        # setting -> paths, of which one must be there
+        # setting -> paths, at least one of which must exist
         wanted = {f"columns.{field}": paths for field, paths in fields.items()}
         extra = {f"masks.{label}": [path] for label, path in config.masks.items()}
         for path in config.filters:
@@ -224,7 +231,7 @@ class _Columns:
         others = {path for paths in extra.values() for path in paths}
 
         if config.reference_columns:
-            # these have a unit by definition, so that they need not be named
+            # their units are defined, so the config need not name these columns
             for label, columns in config.label_columns.items():
                 known_here = [one.name for one in columns if one.name in schema.names]
                 named = [column for column in known_here if column in config.named_label_columns]
@@ -232,7 +239,7 @@ class _Columns:
                     present[label] = named
             if REFERENCE_LEVEL in schema.names:
                 others.add(REFERENCE_LEVEL)
-        # labels are never taken by their name alone, which does not tell their unit
+        # labels are never read by name alone, because a name does not define a unit
         if not any(label in present for label in LABELS):
             raise SourceError(
                 f"the settings name no column of a label; the file has: {known}",
@@ -245,7 +252,7 @@ class _Columns:
 
 
 def _look_alikes(schema: pa.Schema, read: set[str]) -> tuple[LookAlike, ...]:
-    """Columns that nothing reads and that look like labels, by their names and types."""
+    """Columns outside `read` whose names and types look like labels."""
     found = []
     for field in schema:
         seen = look_alike(field.name)
@@ -260,16 +267,16 @@ def _look_alikes(schema: pa.Schema, read: set[str]) -> tuple[LookAlike, ...]:
         if is_number and is_scalar == (depth == 0):
             found.append(seen)
         elif is_number and is_scalar and depth == 1 and seen.form != "component":
-            # energies of atoms are lists
+            # a list of scalars: energies of atoms
             name = PER_ATOM.format(seen.column)
             found.append(LookAlike(name, seen.label, seen.unit, False, "per atom"))
     return tuple(found)
 
 
 def _refuse_wrong_type(schema: pa.Schema, field: str, paths: list[str], name: str) -> None:
-    """Raise SourceError where no column of a field can hold it, by the types of the schema.
+    """Raise SourceError if, by its type in the schema, none of a field's columns can hold it.
 
-    Otherwise each row would be refused, one after the other.
+    Without this check, every single row would be refused.
     """
     is_vector = field in LABELS and LABELS[field].rank > 0
     if not paths or (field not in GEOMETRY and not is_vector):
@@ -287,20 +294,20 @@ def _refuse_wrong_type(schema: pa.Schema, field: str, paths: list[str], name: st
 
 
 def _can_hold(kind: pa.DataType, field: str) -> bool:
-    """Whether values of a type may be those of a field."""
+    """Whether values of an Arrow type can belong to a field."""
     is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
     if is_number or pa.types.is_boolean(kind):
-        # truth values are refused with the row, by a message of their own
+        # booleans pass here, because the check of each row has a better message for them
         return True
     if field == "atomic_numbers":
-        # symbols of elements
+        # element symbols
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-    # nulls are missing labels, or a cell that is not there
+    # a null is a missing label or a missing cell
     return field != "positions" and bool(pa.types.is_null(kind))
 
 
 def _below_lists(kind: pa.DataType) -> tuple[pa.DataType, int]:
-    """The type of what lists, extensions and dictionaries hold, and how many lists there are."""
+    """The type inside of lists, extensions and dictionaries, and the number of nested lists."""
     depth = 0
     while True:
         if isinstance(kind, pa.BaseExtensionType):
@@ -315,13 +322,13 @@ def _below_lists(kind: pa.DataType) -> tuple[pa.DataType, int]:
 
 
 def _leaf_type(schema: pa.Schema, path: str) -> tuple[pa.DataType, int] | None:
-    """The type of a column's values, and how many lists are around them; None without it."""
+    """The type of a column's values and how many lists enclose them; None without the column."""
     root = _root(schema, path)
     if root not in schema.names:
         return None
     kind, depth = _below_lists(schema.field(root).type)
     for name in _inside(root, path):
-        # a struct may be inside of lists
+        # structs may be inside lists
         if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
             return None
         kind, more = _below_lists(kind.field(name).type)
@@ -330,21 +337,21 @@ def _leaf_type(schema: pa.Schema, path: str) -> tuple[pa.DataType, int] | None:
 
 
 def _root(schema: pa.Schema, path: str) -> str:
-    """The column that a path begins with; a column may have dots in its own name."""
+    """The column that a path begins with. A column's own name may contain dots."""
     if path in schema.names:
         return path
     return path.split(".")[0]
 
 
 def _inside(root: str, path: str) -> list[str]:
-    """The names of structs' fields that lead from the column to the values."""
+    """The struct fields that lead from the column `root` to the values."""
     if root == path:
         return []
     return path.split(".")[1:]
 
 
 def _exists(schema: pa.Schema, path: str) -> bool:
-    """Whether the file has the column, and in it the structs that the path leads through."""
+    """Whether the file has the column and the struct fields that the path names."""
     return _leaf_type(schema, path) is not None
 
 
@@ -354,7 +361,7 @@ def _exists(schema: pa.Schema, path: str) -> bool:
 def _records(
     table: pa.Table, columns: _Columns, config: SourceConfig
 ) -> Iterator[Record | BadRecordError]:
-    """Record of each row of a table, or the error of the row."""
+    """Yield the record of each row of a table, or the row's error."""
     arrays: dict[str, dict[str, _Rows]] = {}
     for field in (*GEOMETRY, *LABELS):
         if field in columns.fields:
@@ -391,21 +398,21 @@ def _record(
         _refuse_transposed(column, row, "positions", (num_atoms, 3))
     cell = _cell(arrays, row)
 
-    # found again by the name of the source's column, whether it is a value or an array
+    # by the name of the source's column, for both per-structure and per-atom values
     named: dict[str, Any] = {}
     labels: dict[str, Any] = {}
     for name, label in LABELS.items():
         for path, column in arrays.get(name, {}).items():
             value = column.row(row)
             if value is not None and label.per == "atom":
-                # flat here, whatever shape it had in the file
+                # `value` is flat, whatever its shape in the file
                 shape = label.shape(num_atoms)
                 _refuse_transposed(column, row, name, shape)
                 numbers_of_label = _floats(value, name, math.prod(shape))
                 value = numbers_of_label.reshape(shape)
             named[path] = value
             if path == name and name not in config.columns:
-                # a label of one of our own shards
+                # a label of a converted data set
                 labels[name] = value
     return Record(
         atomic_numbers=numbers,
@@ -420,10 +427,12 @@ def _record(
 
 
 def _refuse_transposed(column: _Rows, row: int, field: str, shape: tuple[int, ...]) -> None:
-    """Raise BadRecordError where lists of a row hold another number of values than an atom has.
+    """Raise BadRecordError if a row's innermost lists do not hold one atom's values each.
 
-    The number of all values does not show that x, y and z of all atoms are three lists. One list
-    of all values, and one atom, have a single meaning.
+    For example, three lists with the x, y and z of all atoms have the right number of values in
+    the wrong order. A single list of all values, and a single atom, are unambiguous and pass.
+
+    shape: (N, ...), the shape that the field should have.
     """
     widths = column.widths(row)
     num_atoms = shape[0]
@@ -437,7 +446,7 @@ def _refuse_transposed(column: _Rows, row: int, field: str, shape: tuple[int, ..
 
 
 def _first_value(arrays: dict[str, dict[str, _Rows]], field: str, row: int) -> np.ndarray | None:
-    """The values of a row in the first of a field's columns that has some; else None."""
+    """The values of a row in the first of a field's columns that has any; None without."""
     for column in arrays.get(field, {}).values():
         values = column.row(row)
         if values is not None:
@@ -454,7 +463,7 @@ def _cell(arrays: dict[str, dict[str, _Rows]], row: int) -> np.ndarray:
 
 
 def _pbc(arrays: dict[str, dict[str, _Rows]], row: int, cell: np.ndarray) -> np.ndarray:
-    """As the source states; otherwise periodic along every lattice vector that is not zero."""
+    """Periodic flags (3,); if the source states none, every nonzero lattice vector is periodic."""
     values = _first_value(arrays, "pbc", row)
     if values is None:
         return np.asarray(cell.any(axis=1))
@@ -463,7 +472,7 @@ def _pbc(arrays: dict[str, dict[str, _Rows]], row: int, cell: np.ndarray) -> np.
 
 
 def _elements(values: np.ndarray | None) -> np.ndarray:
-    """Atomic numbers, from numbers or from symbols."""
+    """Atomic numbers (N,) int64, from numbers or element symbols. Raises BadRecordError."""
     if values is None:
         raise BadRecordError("has no atomic numbers", remedy="remove it from the file")
     if values.dtype.kind in "OU":
@@ -475,7 +484,7 @@ def _elements(values: np.ndarray | None) -> np.ndarray:
         found = [symbol_to_number[symbol] for symbol in values]
         return np.array(found, dtype=np.int64)
 
-    # a null among the numbers is NaN here; it becomes 0, an element that the checks refuse
+    # a null among the numbers is NaN here; it becomes 0, which check_elements refuses
     numbers = np.nan_to_num(values.astype(np.float64), nan=0.0)
     is_broken = numbers != np.rint(numbers)
     if is_broken.any():
@@ -486,10 +495,10 @@ def _elements(values: np.ndarray | None) -> np.ndarray:
 
 
 def _floats(values: np.ndarray | None, field: str, size: int) -> np.ndarray:
-    """The values (size,) of a field as float64. Raises BadRecordError for another number of them.
+    """The values (size,) of a field as float64.
 
-    An array of Python objects holds texts, or lists that differ in length. Truth values are numbers
-    nowhere but in pbc.
+    Raises BadRecordError for any other number of values, for texts or ragged lists (arrays of
+    Python objects), and for booleans in any field but pbc.
     """
     refused = "OU" if field == "pbc" else "OUb"
     if values is None or values.size != size or values.dtype.kind in refused:
@@ -504,16 +513,16 @@ def _floats(values: np.ndarray | None, field: str, size: int) -> np.ndarray:
 
 
 class _Rows:
-    """The innermost values of a column, and where those of each row begin and end.
+    """The flattened values of a column, and the offsets at which each row begins and ends.
 
-    Lists and structs of any depth may lie between a row and its values.
+    Rows may hold their values in nested lists and structs of any depth.
     """
 
     def __init__(self, table: pa.Table, path: str) -> None:
         root = _root(table.schema, path)
         array = _as_one_array(table[root])
 
-        # one layer after the other is removed, until plain values are left
+        # remove one layer of nesting at a time until plain values are left
         inside = _inside(root, path)
         offsets = np.arange(len(array) + 1)
         self._list_offsets = offsets
@@ -533,10 +542,10 @@ class _Rows:
                 self._list_offsets = offsets
                 self._list_lengths = lengths.to_numpy(zero_copy_only=False)
                 ends = np.cumsum(self._list_lengths)
-                # from places in the lists to places in their values
+                # convert offsets in the lists to offsets in their values
                 starts = np.concatenate([[0], ends])
                 offsets = starts[offsets]
-                # unlike `.values`, this leaves out what is hidden behind null rows
+                # unlike `.values`, this leaves out values stored behind null rows
                 array = pc.list_flatten(array)
             else:
                 break
@@ -549,12 +558,12 @@ class _Rows:
         self.offsets = offsets
 
     def widths(self, index: int) -> np.ndarray:
-        """The lengths of the innermost lists of a row; a column of plain values has none."""
+        """The lengths of a row's innermost lists; empty for a column of plain values."""
         span = slice(self._list_offsets[index], self._list_offsets[index + 1])
         return self._list_lengths[span]
 
     def row(self, index: int) -> np.ndarray | None:
-        """The values of a row; None where there are none or all are null."""
+        """The flat values of a row; None if there are none or all are null."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         values = self.values[span]
         if len(values) == 0:
@@ -564,7 +573,7 @@ class _Rows:
         return values
 
     def scalars(self) -> list[Any]:
-        """One Python value per row, None where it is null; a list column gives arrays."""
+        """One Python value per row, None if it is null; rows of several values give arrays."""
         found: list[Any] = []
         num_rows = len(self.offsets) - 1
         for values in map(self.row, range(num_rows)):
@@ -576,7 +585,7 @@ class _Rows:
 
 
 def _refuse_long_texts(array: pa.DictionaryArray, path: str) -> None:
-    """Raise BadRecordError for a text that would be in memory once for each row that shares it."""
+    """Raise BadRecordError for a long text, which decoding would copy for each row that has it."""
     if not pa.types.is_string(array.dictionary.type) or not len(array.dictionary):
         return
     longest = pc.max(pc.binary_length(array.dictionary)).as_py() or 0
@@ -591,7 +600,7 @@ def _as_one_array(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
     if not isinstance(array, pa.ChunkedArray):
         return array
-    # some types come back with a chunk or none
+    # for some types, combine_chunks returns a ChunkedArray of one chunk or none
     if array.num_chunks:
         return array.chunk(0)
     return pa.array([], type=array.type)

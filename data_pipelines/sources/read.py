@@ -1,8 +1,7 @@
-"""A source of any kind becomes checked canonical structures, as its config says.
+"""Read a source of any kind into checked canonical structures, following its config.
 
-A source is one file, a folder, a glob, a URL or a data set of the hub (`locations.py`), in any
-of the formats of `formats.py`. It is cut into parts that can be read in any order and in any
-process.
+A source is a file, a folder, a glob, a URL or a hub data set (`locations.py`), in any of the
+formats in `formats.py`. It is cut into parts that can be read in any order and in any process.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ from .source_format import Part
 
 
 RECORDS_PER_PART = 4096
-# where columns of the config are looked for: parts, and records of each but the first
+# Sample in which the config's columns are looked for: number of parts, and number of records in
+# each part after the first.
 COLUMN_PARTS = 64
 COLUMN_RECORDS = 100
 
-# Our own shards, and those of the hub, are named after their split: train-00000.parquet or
+# The shards of converted and of hub data sets are named after their split: train-00000.parquet or
 # train/0000.parquet.
 SPLIT_NAME = "train|valid|val|validation|test"
 SHARD_NAME = re.compile(
@@ -47,12 +47,14 @@ Count = Callable[[Record, Structure, Unread, Pairs], None]
 def list_parts(
     source: str, config: SourceConfig, records_per_part: int = RECORDS_PER_PART
 ) -> list[Part]:
-    """The parts of a source in a stable order.
+    """List the parts of a source, in a stable order.
 
-    Parquet is cut between row groups, a local database or xyz file between records. Every other
-    file is one part, and so is a remote file that has to be copied here.
+    Parquet files are cut between row groups, local databases and xyz files between records. Every
+    other file is one part, and so is every remote file that must be downloaded first.
 
-    Raises SourceError when there is nothing to read.
+    records_per_part: approximate size of a part.
+
+    Raises SourceError if there is nothing to read.
     """
     names = _files(source, config)
     folder = plain_path(source)
@@ -69,7 +71,7 @@ def list_parts(
 
 
 def split_files(parts: list[Part], config: SourceConfig) -> dict[str, int]:
-    """How many files of a source are which split by their names alone; empty if none is."""
+    """Split -> number of files whose names state it; empty if the config ignores names."""
     if config.split_by != "file":
         return {}
     splits = {part.name: part.split for part in parts if part.split is not None}
@@ -77,7 +79,7 @@ def split_files(parts: list[Part], config: SourceConfig) -> dict[str, int]:
 
 
 def sample_parts(source: str, config: SourceConfig, count: int) -> list[Part]:
-    """At most `count` parts, evenly spaced over the source. At most `count` files are opened."""
+    """At most `count` parts, evenly spaced over the source; opens at most `count` files."""
     parts = []
     for name in _evenly_spaced(_files(source, config), count):
         parts += format_of(name).parts(name, RECORDS_PER_PART)
@@ -89,7 +91,7 @@ def _files(source: str, config: SourceConfig) -> list[str]:
 
 
 def _evenly_spaced(items: list[Item], count: int) -> list[Item]:
-    """`count` of the items, or all if there are fewer; the first and the last are among them."""
+    """`count` evenly spaced items including the first and last, or all if there are fewer."""
     count = min(count, len(items))
     last = len(items) - 1
     steps = max(count - 1, 1)
@@ -102,13 +104,16 @@ def read_part(
     count: Count | None = None,
     pair_radius: float = SEARCH_RADIUS,
 ) -> Iterator[Structure | BadRecordError | None]:
-    """One item for each record of a part, in order.
+    """Yield one item for each record of a part, in order.
 
-    A Structure; or a BadRecordError that names file and record; or None for a record that does
-    not pass the config's filters. `count` is called with each structure, its record, the columns
-    of it that look like labels and were not read, and its pairs of atoms within `pair_radius` (A).
+    An item is a Structure, or a BadRecordError that names the file and the record, or None if the
+    record does not pass the config's filters.
 
-    Raises SourceError when the file cannot be read, or lacks a column that the config names.
+    count: called for each structure with its record, the structure, its unread columns that look
+        like labels, and its pairs of atoms.
+    pair_radius: radius of these pairs, A.
+
+    Raises SourceError if the file cannot be read or lacks a column that the config names.
     """
     prefix = part.id_prefix or stem_of(part.name)
     split = _split_of_shard(part.name) or part.split
@@ -118,7 +123,7 @@ def read_part(
         except BadRecordError as error:
             error.file = part.name
             error.record = index
-            # the traceback would keep the record's arrays alive for as long as the error
+            # the traceback would keep the record's arrays in memory as long as the error exists
             found = error.with_traceback(None)
         yield found
 
@@ -161,18 +166,19 @@ def _refuse_geometry_columns(name: str, config: SourceConfig) -> None:
 
 
 def _split_of_shard(name: str) -> str | None:
-    """The split that the name of a shard states, whatever other files there are.
+    """The split that a shard's name states, regardless of the source's other files.
 
-    Only names of exactly this form do: a file may be called train.xyz by chance.
+    The name must match SHARD_NAME exactly: a single train.xyz does not state a split.
     """
     match = SHARD_NAME.fullmatch(name)
     return (match["split"] or match["folder"]) if match else None
 
 
 def read_structures(path: Path | str, config: SourceConfig) -> Iterator[Structure]:
-    """The checked canonical structures of a source, part after part.
+    """Yield the checked canonical structures of a source, part by part.
 
-    Raises the BadRecordError of the first bad record; `read_part` returns it instead.
+    Skips records that do not pass the config's filters. Raises BadRecordError at the first bad
+    record, which `read_part` yields instead, and SourceError if a file cannot be read.
     """
     for part in list_parts(str(path), config):
         for found in read_part(part, config):
@@ -183,51 +189,55 @@ def read_structures(path: Path | str, config: SourceConfig) -> Iterator[Structur
 
 
 def structure_from_atoms(atoms: Atoms, config: SourceConfig, default_id: str) -> Structure:
-    """One ase.Atoms with its labels as a canonical structure; only its elements are checked."""
+    """Convert ase.Atoms with labels to a canonical structure.
+
+    The elements and labels are checked as in `structure_from_record`; the geometry is not.
+    Raises BadRecordError.
+    """
     return structure_from_record(record_from_atoms(atoms), config, default_id)
 
 
 def source_fingerprint(source: str, config: SourceConfig) -> str:
-    """sha256 over the bytes of local files, and over etag, commit and size of remote ones."""
+    """SHA-256 of a source: the bytes of local files; etag, commit and size of remote ones."""
     return fingerprint(_files(source, config))
 
 
 def check_columns_exist(source: Path | str, config: SourceConfig) -> None:
-    """Raise SourceError when no record of a sample has a column that the config names.
+    """Raise SourceError if the config names a column that no record of a sample has.
 
-    It is called before a conversion, which would otherwise find out after hours that a label is
-    missing everywhere. The sample is the first part, and the first records of other parts: a
-    label may be in some files of a folder only.
+    This runs before a conversion, which would otherwise take hours to find that a label is missing
+    everywhere. The sample is the whole first part and the first records of other parts, because a
+    label may be present in only some files of a folder.
     """
-    # the first file may be empty: then all of them are listed, to find a part or to complain
+    # the sampled files may be empty; list_parts then finds a part in another file, or raises
     parts = sample_parts(str(source), config, COLUMN_PARTS) or list_parts(str(source), config)
 
-    # field of the config -> column that is still to be found
+    # setting -> column that has not been found yet
     missing: dict[str, str] = {}
     if not format_of(parts[0].name).is_table:
         for label in LABELS:
-            # of several columns for one label, none has to be in every file
+            # if a label has several columns, none of them needs to be present
             columns = config.names_of(label)
             if len(columns) == 1:
                 missing[f"columns.{label}"] = columns[0]
         for label, column in config.masks.items():
             missing[f"masks.{label}"] = column
 
-    # Most files have all columns in the first record, some have a label later on. A table
-    # compares its schema with the config before it returns the first record.
+    # Most files have all columns in the first record, but some labels appear only later. A table
+    # format compares its schema with the config before it yields the first record.
     seen: set[str] = set()
     for part in parts:
         num_records = RECORDS_PER_PART if part is parts[0] else COLUMN_RECORDS
         for _, record in islice(_records(part, config), num_records):
             if not isinstance(record, Record):
-                # it may have the columns, and reading it says what is wrong with it
+                # an unreadable record may have the columns; the conversion will report its error
                 return
             seen |= {*record.info, *record.arrays, *record.recognised}
             missing = {field: column for field, column in missing.items() if column not in seen}
             if not missing:
                 return
 
-    # one message for the first of them: the list of columns is long enough
+    # report only the first one, because the list of columns is long
     for field, column in missing.items():
         known = ", ".join(sorted(seen - {"numbers", "positions"}))
         raise SourceError(

@@ -1,4 +1,7 @@
-"""A record of any source becomes a canonical structure: units, masks, filters, level of theory."""
+"""Convert a record of any source to a canonical structure.
+
+This applies the config's units, masks, filters and level of theory.
+"""
 
 from __future__ import annotations
 
@@ -25,54 +28,56 @@ from .label_names import INSTEAD, REFERENCE_LEVEL, LookAlike, look_alike, number
 from .naming import SPLIT_WORDS
 
 
-# letters of a level of theory, which stands in tables, pictures and messages
+# characters of a level of theory, which appears in tables, pictures and messages
 LONGEST_NAME = 200
-# of a value that is no number, in a message
+# characters of an invalid value in a message
 MOST_SHOWN = 40
 TRUE = ("true", "t", "1", "1.0")
-# levels of mappings in a mapping that are looked into
+# depth to which nested mappings are flattened
 MOST_NESTED = 3
 
-# columns that look like labels, with their numbers where the reader has them at hand
+# unread columns that look like labels, with their values if the reader has loaded them
 Unread = list[tuple[LookAlike, np.ndarray | None]]
 
 
 class DisagreeingLabelsError(BadRecordError):
-    """Two columns that claim to be the same label and differ. The config has to name one."""
+    """Two columns look like the same label but differ; the config must name the right one."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a reader found: geometry, and values by the names and in the units of the source."""
+    """One record as read: geometry and values, with the names and units of the source."""
 
     atomic_numbers: np.ndarray
     """(N,)"""
 
     positions: np.ndarray
-    """(N, 3)"""
+    """(N, 3), in the source's length unit"""
 
     cell: np.ndarray
-    """(3, 3)"""
+    """(3, 3), in the source's length unit; rows are lattice vectors"""
 
     pbc: np.ndarray
     """(3,)"""
 
     info: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the structure."""
+    """Per-structure values, by column."""
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
-    """Values of its atoms, (N, ...)."""
+    """Per-atom values (N, ...), by column."""
 
     recognised: Mapping[str, Any] = field(default_factory=dict)
     """Labels whose meaning and unit the format itself defines."""
 
     unread: tuple[LookAlike, ...] | None = None
-    """Columns that look like labels and that the reader left where they are, if it can tell; None
-    where every column is among the values above."""
+    """Columns that look like labels but were not loaded; None if the reader loaded all columns."""
 
 
 def is_wanted(record: Record, config: SourceConfig) -> bool:
-    """Whether the record passes the filters; BadRecordError when it lacks a filter's column."""
+    """Whether the record passes the filters.
+
+    Raises BadRecordError if it lacks a column that a filter names.
+    """
     for column in config.filters:
         if column not in record.info:
             raise _missing_column(column, f"filters.{column}", record)
@@ -86,10 +91,15 @@ def structure_from_record(
     file_split: str | None = None,
     unread: Unread | None = None,
 ) -> Structure:
-    """The record as a canonical structure; of its numbers only the elements are checked.
+    """Convert a record to a canonical structure, in the pipeline's units.
 
-    file_split: the split that the name of the file states, for records that state none.
-    unread: what `unread_columns` finds, if it was asked already.
+    Elements and labels are checked here, but not the geometry; `check_structure` does that.
+
+    default_id: used if the record states no id.
+    file_split: the split that the file's name states, used if the record states none.
+    unread: result of `unread_columns`, if the caller has it already.
+
+    Raises BadRecordError.
     """
     check_elements(record.atomic_numbers)
     found = {name: _label(record, config, name) for name in LABELS}
@@ -112,7 +122,7 @@ def structure_from_record(
 
     group = _text(record, config, "group")
     if not group:
-        # structures of one composition are likely to be frames of one trajectory
+        # structures with the same composition are likely to be frames of one trajectory
         group = default_group(record.atomic_numbers)
     length = LENGTH[config.length_unit]
     return Structure(
@@ -129,7 +139,7 @@ def structure_from_record(
 
 
 def _geometry(values: Any, name: str) -> np.ndarray:
-    """Positions or a cell in float64; BadRecordError for what is no array of numbers."""
+    """Positions or a cell as float64; raises BadRecordError if they are not numeric."""
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
@@ -139,7 +149,7 @@ def _geometry(values: Any, name: str) -> np.ndarray:
 
 
 def _level(record: Record, config: SourceConfig) -> str | None:
-    """The level of theory that the record states, or else the one for records that state none."""
+    """The level of theory that the record states, or `unstated_level`."""
     level = _text(record, config, "level_of_theory")
     if level is None and config.reference_columns:
         stated = record.info.get(REFERENCE_LEVEL)
@@ -148,12 +158,12 @@ def _level(record: Record, config: SourceConfig) -> str | None:
 
 
 def default_group(atomic_numbers: np.ndarray) -> str:
-    """The group of a structure whose source states none: its reduced composition."""
+    """The group of a structure whose source states none: its reduced formula."""
     return Symbols(atomic_numbers).get_chemical_formula(empirical=True)
 
 
 def _split(record: Record, config: SourceConfig, file_split: str | None) -> str | None:
-    """The split that the record or its file states, if the config wants to know it."""
+    """The split that the record or its file states; None if the config ignores it."""
     if config.split_by != "file":
         return None
     split = _text(record, config, "split") or file_split
@@ -172,7 +182,10 @@ def _split(record: Record, config: SourceConfig, file_split: str | None) -> str 
 
 
 def _label(record: Record, config: SourceConfig, name: str) -> Any:
-    """A label in the pipeline's unit and shape, or None; those per atom keep the source's shape."""
+    """A label in the pipeline's unit and shape; None if it is missing or masked.
+
+    A per-atom label with the wrong number of values keeps the source's shape.
+    """
     if _is_masked(record, config, name):
         return None
 
@@ -193,13 +206,13 @@ def _label(record: Record, config: SourceConfig, name: str) -> Any:
 
 
 def _is_masked(record: Record, config: SourceConfig, name: str) -> bool:
-    """Whether the record's mask removes a label; BadRecordError for a mask of several values."""
+    """Whether the record's mask removes a label; raises BadRecordError for a per-atom mask."""
     column = config.masks.get(name)
     if column is None:
         return False
     value = record.info.get(column, record.arrays.get(column))
     if np.size(value) != 1:
-        # the label of some atoms alone is none
+        # a label must be known for all atoms or for none
         raise BadRecordError(
             f"has {np.size(value)} values of '{column}' (masks.{name})",
             remedy="give one for the whole structure",
@@ -208,17 +221,17 @@ def _is_masked(record: Record, config: SourceConfig, name: str) -> bool:
 
 
 def raw_label(record: Record, label: Label, column: LabelColumn) -> Any:
-    """The value of a column as the source has it; None where the record has none.
+    """The value of a label column, as stored in the source; None if the record has none.
 
-    A column that the config names is read wherever it lies: programs also keep the forces of all
-    atoms among the values of the structure.
+    A column that the config names may be among the per-structure or the per-atom values: some
+    programs store the forces of all atoms as a per-structure value.
     """
     if not column.is_named:
         return record.recognised.get(column.name)
     own, other = record.info, record.arrays
     if label.per == "atom":
         own, other = other, own
-    # ASE moves a column with a name that it knows from there to its calculator
+    # ASE moves columns whose names it knows to its calculator, here `recognised`
     for values in (own, record.recognised, other):
         value = values.get(column.name)
         if value is not None:
@@ -229,7 +242,11 @@ def raw_label(record: Record, label: Label, column: LabelColumn) -> Any:
 def _in_own_unit(
     raw: Any, record: Record, config: SourceConfig, label: Label, column: LabelColumn
 ) -> Any:
-    """A value in the pipeline's unit and shape; those per atom keep another number of values."""
+    """Convert a raw value to the pipeline's unit and shape.
+
+    A per-atom label with the wrong number of values keeps its shape, and `check_structure` refuses
+    it. Any other mismatch raises BadRecordError.
+    """
     numbers = _as_numbers(raw)
     if numbers is None:
         raise BadRecordError(
@@ -240,15 +257,15 @@ def _in_own_unit(
 
     num_atoms = len(record.atomic_numbers)
     if label.per == "atom":
-        # One list of all numbers, atom after atom, has one meaning only, and one atom is often
-        # written so. Of anything else, check_structure compares the shape.
+        # A flat list of all numbers, atom after atom, is unambiguous, and files often write a
+        # single atom this way.
         shape = label.shape(num_atoms)
         if array.ndim == 1 and array.size == math.prod(shape):
             return array.reshape(shape)
         return array
 
     if num_atoms > 1 and _is_of_atoms(record, column.name, raw):
-        # six atoms with a number each are not the six numbers of a stress
+        # one number for each of six atoms is not a stress in Voigt form
         raise BadRecordError(
             f"has {label.name} of shape {array.shape}, of each of its atoms, in '{column.name}'",
             remedy=f"name {INSTEAD['per atom']}",
@@ -264,7 +281,7 @@ def _in_own_unit(
     if label.symmetric:
         if array.size == 9:
             check_symmetric(array, f"a {label.name}")
-        # six numbers are Voigt's
+        # six numbers are in Voigt order
         return full_stress(array)
     if label.rank == 0:
         return float(array.item())
@@ -272,15 +289,15 @@ def _in_own_unit(
 
 
 def _is_of_atoms(record: Record, column: str, raw: Any) -> bool:
-    """Whether a value was found among those of atoms alone."""
+    """Whether a value is present only among the per-atom values."""
     return column not in record.info and raw is record.arrays.get(column)
 
 
 def _as_numbers(raw: Any) -> np.ndarray | None:
-    """A value as float64; None for one that is no number, or an array of them."""
+    """A value as a float64 array; None if it is not numeric."""
     try:
         if np.asarray(raw).dtype.kind == "b":
-            # numpy reads True as 1.0
+            # numpy would convert True to 1.0
             return None
         return np.asarray(raw, dtype=np.float64)
     except (TypeError, ValueError):
@@ -288,7 +305,7 @@ def _as_numbers(raw: Any) -> np.ndarray | None:
 
 
 def _volume(record: Record, config: SourceConfig, column: LabelColumn) -> float:
-    """A^3; BadRecordError without a cell, where a virial cannot become a stress."""
+    """Cell volume in A^3; raises BadRecordError without one, because a virial needs it."""
     cell = np.asarray(record.cell, dtype=np.float64) * LENGTH[config.length_unit]
     volume = float(abs(np.linalg.det(cell)))
     if not volume > 0:
@@ -300,10 +317,10 @@ def _volume(record: Record, config: SourceConfig, column: LabelColumn) -> float:
 
 
 def flat_columns(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same with what nested mappings hold as well, under names with dots: dft.forces.
+    """Add the content of nested mappings under dotted names, such as `dft.forces`.
 
-    JSON and databases of ASE can hold such mappings. Deeper ones than a file of labels has are left
-    alone.
+    JSON files and ASE databases can contain nested mappings. They are followed to MOST_NESTED
+    levels, which is deeper than labels are stored.
     """
     if not any(isinstance(value, dict) for value in info.values()):
         return info
@@ -321,15 +338,15 @@ def flat_columns(info: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def unread_columns(record: Record, config: SourceConfig) -> Unread:
-    """Columns that look like labels and that the config leaves alone, with values if at hand."""
+    """Columns that look like labels but are not read, with their values if they are loaded."""
     if record.unread is not None:
         return [(column, None) for column in record.unread]
 
     num_atoms = len(record.atomic_numbers)
     named = config.named_label_columns
-    # a label of the format itself is read under its own name, unless the config names another one
+    # a label defined by the format is read under its own name unless the config names a column
     own_names = config.own_label_names
-    # a database has the same columns in two places
+    # by column name, because a database has the same columns in `info` and `arrays`
     found: dict[str, tuple[LookAlike, np.ndarray | None]] = {}
     for values, of_atoms, read in (
         (record.info, False, named),
@@ -337,7 +354,7 @@ def unread_columns(record: Record, config: SourceConfig) -> Unread:
         (record.recognised, False, own_names),
     ):
         for column, value in values.items():
-            # most names are those of no label, and this is asked for every one of every record
+            # the cheap test by name comes first: this runs for every column of every record
             seen = look_alike(column)
             if seen is not None and column not in read:
                 stated = numbers_of(value, seen, num_atoms, of_atoms=of_atoms)
@@ -349,10 +366,11 @@ def unread_columns(record: Record, config: SourceConfig) -> Unread:
 def _refuse_other_values(
     record: Record, config: SourceConfig, found: dict[str, Any], unread: Unread
 ) -> None:
-    """Raise DisagreeingLabelsError for an unread column that claims to be a label, and differs.
+    """Raise DisagreeingLabelsError if an unread column claims to be a label but differs from it.
 
-    Nobody has chosen between `energy` and `REF_energy` where the config names neither. They are
-    compared as if they had one unit: if they have not, somebody has to say so anyway.
+    If a record has both `energy` and `REF_energy`, and the config names neither, it is unclear
+    which one to use. Their values are compared as if they had the same unit. If their units
+    differ, the user has to choose a column anyway.
     """
     for other, values in unread:
         own = found[other.label]
@@ -378,7 +396,7 @@ def _refuse_difference(
     ):
         return
 
-    # the place where they differ most, as an example
+    # show the pair of values that differs most
     shown = f"of shapes {np.shape(one[1])} and {np.shape(other[1])}"
     if first.size == second.size:
         worst = int(np.argmax(np.abs(first - second)))
@@ -391,7 +409,10 @@ def _refuse_difference(
 
 
 def _text(record: Record, config: SourceConfig, name: str) -> str | None:
-    """A text field; None where there is none, unless the config names its column."""
+    """A text field, or None if the record has none.
+
+    Raises BadRecordError if the config names a column that the record lacks or leaves empty.
+    """
     text = stated_text(record, config, name)
     if text is not None or name not in config.columns:
         return text
@@ -406,7 +427,10 @@ def _text(record: Record, config: SourceConfig, name: str) -> str | None:
 
 
 def stated_text(record: Record, config: SourceConfig, name: str) -> str | None:
-    """A text field that the record has, in the column that the config names or in that name."""
+    """A text field from the columns that the config names, by default the one called `name`.
+
+    None if the record has no such value.
+    """
     for column in config.names_of(name) or [name]:
         value = record.info.get(column)
         if value is not None:

@@ -1,6 +1,6 @@
-"""What a file format must offer, and the parts that a source is cut into.
+"""The interface of a file format, and the parts that a source is cut into.
 
-A new format is one module with a subclass of `SourceFormat`, and one line in `formats.py`.
+To add a format, write a module with a subclass of `SourceFormat`, and add one line to `formats.py`.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from .records import Record
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source that can be read on its own: records [first, last) of one file.
+    """A piece of a source that can be read independently: records [first, last) of one file.
 
-    Parts come in a stable order, and can be pickled, so that any process may read any of them.
+    Parts have a stable order and can be pickled, so any process can read any part.
     """
 
     name: str
-    """File or URL, as messages show it."""
+    """File or URL."""
 
     first: int = 0
     """Index of the first record; in a database, a row id."""
 
     last: int | None = None
-    """Index after the last record; None means to the end of the file."""
+    """Index after the last record; None for the end of the file."""
 
     id_prefix: str | None = None
-    """What default ids of the records begin with; None for the stem of the file's name."""
+    """Prefix of default structure ids; None for the stem of the file's name."""
 
     split: str | None = None
-    """The split that the names of the source's files state."""
+    """The split that the file's name states; None if it states none."""
 
 
 class SourceFormat(ABC):
-    """One kind of file that structures are read from."""
+    """Base class of the file formats that structures are read from."""
 
     suffixes: ClassVar[tuple[str, ...]]
-    """How the names of such files end. Folders are searched for them."""
+    """File name endings by which files of this format are found in folders."""
 
     is_table: ClassVar[bool] = False
-    """Rows with named columns: the config names those of the geometry too, and `records` itself
-    raises SourceError when one of the named columns is missing. For other formats the reader
-    finds the geometry, and the columns are looked for in the records.
+    """True for rows with named columns. In a table, the config may name geometry columns too, and
+    `records` raises SourceError if a named column is missing. Other formats define the geometry
+    themselves, and each record may have different columns.
     """
 
     def recognises(self, name: str) -> bool:
-        """Whether this format reads a file of that name."""
+        """Whether this format reads the file or URL `name`, judging by its ending."""
         return without_query(name).lower().endswith(self.suffixes)
 
     def parts(self, name: str, records_per_part: int) -> list[Part]:
         """The parts of a file, of about `records_per_part` records each.
 
-        By default the file is one part. A format that can start in the middle of a file returns
-        more, and the conversion then reads them in parallel.
+        By default, the whole file is one part. A format that can start reading in the middle of a
+        file returns several parts, which the conversion then reads in parallel.
         """
         return [Part(name)]
 
@@ -67,16 +67,18 @@ class SourceFormat(ABC):
     def records(
         self, part: Part, config: SourceConfig
     ) -> Iterator[tuple[int, Record | BadRecordError]]:
-        """Index and record of everything in a part.
+        """Yield the index and the record of everything in a part, in order.
 
-        A record that cannot be read comes as its error, and those after it follow. Raises
-        SourceError when the file as a whole cannot be read any further.
+        A record that cannot be read is yielded as a BadRecordError, and reading continues with the
+        next one. Raises SourceError if the file cannot be read any further.
         """
 
 
 def cut_into_parts(name: str, indices: Sequence[int], records_per_part: int) -> list[Part]:
-    """Parts of `records_per_part` records, the last one shorter; `indices` ascend."""
-    # half-open ranges of indices, which leave out nothing between two indices
+    """Cut a file into parts of `records_per_part` records; the last part may be shorter.
+
+    indices: index or row id of every record, ascending; there may be gaps.
+    """
     parts = []
     for begin in range(0, len(indices), records_per_part):
         chunk = indices[begin : begin + records_per_part]

@@ -1,7 +1,7 @@
-"""Frames of extended xyz text, read by ASE, within limits that follow from the size of the text.
+"""Frames of extended xyz text, read by ASE, within limits that depend on the size of the text.
 
-ASE believes what a text announces. A line of eleven digits would keep it busy for hours, and a
-number of columns would fill the memory.
+ASE trusts the counts that a file states. A line with an eleven-digit number of atoms would keep it
+busy for hours, and a large number of columns would fill the memory.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .locations import SourceError
 
 
 WRITE_AGAIN = "write it again"
-# No electronic-structure method labels a larger cell, and a text of ten million equal lines packs
-# to some hundred kB.
+# No electronic-structure method labels a larger cell. Without a limit, a compressed file of a few
+# hundred kB could hold ten million identical lines.
 MAX_ATOMS = 1_000_000
-# A frame without atoms is a bad record like others, but takes three letters: a packed file of 60 kB
-# would have millions.
+# A frame without atoms is an ordinary bad record, but takes only three characters: a compressed
+# file of 60 kB could hold millions of them.
 MAX_EMPTY = 1000
-# ASE reads these keys as nine numbers only
+# ASE accepts only nine numbers for these keys
 TENSOR_KEYS = ("stress", "virial")
 TENSOR_KEY = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
 PLAIN_PAIR = re.compile(r"""([^\s"'{}\[\]\\=]+)=(?:"([^"\\]+)"|([^\s"'{}\[\]\\=]+))(?:\s+|$)""")
@@ -43,8 +43,9 @@ TRUTH_VALUES = {
     **dict.fromkeys(("T", "true", "True", "TRUE"), True),
     **dict.fromkeys(("F", "false", "False", "FALSE"), False),
 }
-# What is inside is no key. Quotes without an end take the rest of the line, and a key starts where
-# a word does, which keeps the searches linear in the length of the line.
+# Quoted or bracketed text, which contains no keys. An unclosed quote extends to the end of the
+# line, and a key must start at the beginning of a word. Both rules keep the searches linear in the
+# length of the line.
 QUOTED = re.compile(
     r""""(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z)"""
     r"""|'(?:[^'\\]|\\(?:.|\Z))*(?:'|\Z)"""
@@ -52,59 +53,62 @@ QUOTED = re.compile(
     re.DOTALL,
 )
 KEY = re.compile(r"(?<![^\s=])([^\s=]+)\s*=")
-# Text packs to a tenth or so, and a thousand equal frames to a hundredth. Beyond this share of
-# the packed size, plus some for small files, a file was made to fill the memory.
+# Text compresses to about a tenth, and a thousand identical frames to a hundredth. A file that
+# unpacks to more than MAX_UNPACKED times its size, plus an allowance (bytes) for small files, was
+# made to fill the memory.
 MAX_UNPACKED = 200
 UNPACKED_ALLOWANCE = 16_000_000
 UNPACKED_AT_ONCE = 1 << 20
-# Bytes of a text that is no plain sequence of records, such as one whose end is missing. ASE may
-# look for itself what is wrong, which takes six times as much memory.
+# Bytes up to which ASE may read a text that is not a plain sequence of records, for example because
+# its end is missing, to find out what is wrong. ASE needs six times as much memory.
 MOST_UNKNOWN = 16 << 20
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """Where the records of a text begin, as far as it is a plain sequence of whole records."""
+    """Where the records of a text begin, up to the first place where its structure is broken."""
 
     starts: list[int]
     """Byte offsets in the uncompressed text."""
     problem: str | None
-    """What is wrong after these records; None for a text that is plain to its end."""
+    """What is wrong after these records; None if the whole text is well-formed."""
 
 
 def record_starts(path: str) -> list[int] | None:
     """Byte offset of each record in the uncompressed text.
 
-    None when the file is not a plain sequence of whole records. ASE then reads it from the
-    beginning and finds out what is wrong.
+    None if the file is not a sequence of complete records; ASE then reads it from the beginning
+    and finds out what is wrong. Raises BadRecordError for a record with more than MAX_ATOMS atoms,
+    and SourceError for too many empty records or a gzip file that unpacks to far more than its
+    size.
     """
     scan = _scan(path)
     return None if scan is None or scan.problem is not None else scan.starts
 
 
 def _scan(path: str) -> _Scan | None:
-    """What a look at the lines that count atoms says; None for a file that cannot be looked at."""
+    """Scan a file by the lines that count atoms; None if the file cannot be read."""
     try:
         state = Path(path).stat()
     except OSError:
         return None
-    # Part of the key: a file that was written anew has other records, under the same name.
+    # the file's state is part of the cache key, because a rewritten file has other records
     return _scanned(path, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
-# asked for when a file is cut, and again by each process that reads a part of it
+# needed when a file is cut into parts, and again by each process that reads a part
 @lru_cache(maxsize=2)
 def _scanned(path: str, *state: int) -> _Scan | None:
-    """See `_scan`; `state` is what changes when the file does."""
+    """See `_scan`; `state` changes whenever the file does."""
     starts: list[int] = []
     offset = 0
     num_empty = 0
     try:
         with _open(path) as file:
-            # a line without an end is no number
+            # the limit keeps an endless line from filling the memory; it is not a number anyway
             while line := file.readline(UNPACKED_AT_ONCE):
                 if not line.strip() and _is_blank(file):
-                    # blank lines at the end belong to no record
+                    # blank lines at the end of the file are allowed
                     break
                 try:
                     num_atoms = int(line)
@@ -123,7 +127,7 @@ def _scanned(path: str, *state: int) -> _Scan | None:
                         file=path,
                         remedy=WRITE_AGAIN,
                     )
-                # of the comment line and of one line per atom
+                # bytes of the comment line and of one line per atom
                 lengths = list(map(len, islice(file, num_atoms + 1)))
                 if len(lengths) <= num_atoms:
                     return _Scan(starts, f"ends before its {num_atoms} atoms do")
@@ -135,7 +139,7 @@ def _scanned(path: str, *state: int) -> _Scan | None:
 
 
 def _is_blank(file: IO[bytes]) -> bool:
-    """Whether nothing but white space follows."""
+    """Whether the rest of the file is white space."""
     while chunk := file.read(UNPACKED_AT_ONCE):
         if chunk.strip():
             return False
@@ -143,10 +147,13 @@ def _is_blank(file: IO[bytes]) -> bool:
 
 
 def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[Atoms | Exception]:
-    """Frames [first, last) of a file, to its end when `last` is None.
+    """Yield frames [first, last) of a file; `last` None means to the end.
 
-    Where the places of all records are known, a record that ASE cannot parse comes as the
-    exception, and those after it follow. Their text is in memory, because ASE seeks in its file.
+    If the file is a sequence of complete records, a record that ASE cannot parse is yielded as the
+    exception, and reading continues with the next one. Otherwise the exception is raised. The text
+    of the frames is held in memory, because ASE seeks in it.
+
+    Raises SourceError and BadRecordError as `record_starts` does, and for impossible counts.
     """
     starts = record_starts(str(path))
     text = _text(path, starts, first, last)
@@ -154,10 +161,10 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
         if len(text) > MOST_UNKNOWN:
             raise _not_plain(path)
         _refuse_impossible_counts(text)
-    # how many frames were yielded before ASE failed
+    # frames that were yielded before ASE failed
     num_parsed = 0
     try:
-        # the fast way: ASE parses all frames in one go
+        # fast path: ASE parses all frames in one call
         for atoms in _parsed(text):
             yield atoms
             num_parsed += 1
@@ -169,7 +176,7 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
         if starts is None:
             raise
 
-    # one of the remaining records is broken: parse each of them by itself
+    # one of the remaining records is broken, so parse them one at a time
     places = [start - starts[first] for start in starts[first:last]]
     bounds = [*places[num_parsed:], len(text)]
     for start, stop in pairwise(bounds):
@@ -180,7 +187,7 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
 
 
 def _not_plain(path: Path) -> SourceError:
-    """The error for a long text that is no sequence of records: it is not read to find out why."""
+    """The error for a malformed text that is too long to let ASE find out what is wrong."""
     scan = _scan(str(path))
     problem = "cannot be unpacked, or is cut off"
     if scan is not None and scan.problem is not None:
@@ -194,9 +201,10 @@ def _not_plain(path: Path) -> SourceError:
 
 
 def frames_of_text(content: bytes) -> Iterator[Atoms]:
-    """All frames of a text that somebody else wrote; its first fault is an exception.
+    """Yield all frames of an untrusted text, and raise an exception at the first fault.
 
-    Raises BadRecordError for what only fills time or memory, and what ASE raises otherwise.
+    Raises BadRecordError for counts that would only waste time or memory, SourceError for text
+    after a blank line, and otherwise whatever ASE raises.
     """
     _refuse_impossible_counts(content)
     yield from _parsed(content)
@@ -215,30 +223,30 @@ def _parsed(content: bytes) -> Iterator[Atoms]:
 
 
 def _refuse_impossible_counts(content: bytes) -> None:
-    """Raise BadRecordError where a line announces more atoms than the text can hold.
+    """Raise BadRecordError if a line states more atoms than the text can hold.
 
-    ASE would look for that many lines, for hours. The text is read as ASE reads it, so that no
-    spelling of a number gets past.
+    ASE would spend hours looking for that many lines. The text is read exactly as ASE reads it, so
+    that no spelling of a number escapes the check.
     """
     text = content.decode()
     with io.StringIO(text) as file:
         line = file.readline()
         while line.strip():
             count = 0
-            # what is no number is for ASE's own error to name
+            # a line that is not a number is left to ASE's own error message
             with suppress(ValueError):
                 count = int(line)
             if count > MAX_ATOMS:
                 raise BadRecordError(_too_many(count), remedy=WRITE_AGAIN)
             if count < 0:
                 raise BadRecordError(f"announces {count} atoms", remedy=WRITE_AGAIN)
-            # each atom has a line, which has an end
+            # each atom needs a line, so at least one character
             if count > len(text):
                 raise BadRecordError(
                     f"has a line that announces {count} atoms, more than the file has letters",
                     remedy=WRITE_AGAIN,
                 )
-            # the comment, and the atoms
+            # skip the comment line and the atoms
             for _ in range(count + 1):
                 file.readline()
             line = file.readline()
@@ -249,11 +257,11 @@ def _too_many(count: int) -> str:
 
 
 def _header(line: str, largest: int) -> dict[str, Any]:
-    """ASE's reading of a comment line, but a stress or virial may also have six numbers, Voigt's.
+    """Parse a comment line as ASE does, but also accept a stress or virial in Voigt form (6,).
 
-    Raises BadRecordError for a key that is there twice, of which ASE keeps the last, and for more
-    columns of `Properties` than `largest`, the letters of the text: ASE would list them until the
-    memory is full.
+    Raises BadRecordError for a key that occurs twice (ASE would keep the last one), for a stress or
+    virial that is not symmetric, and if `Properties` states more than `largest` columns, the
+    number of characters in the text (ASE would list them until the memory is full).
     """
     found = plain_header(line)
     if found is None:
@@ -267,12 +275,12 @@ def _header(line: str, largest: int) -> dict[str, Any]:
     for key in TENSOR_KEYS:
         value = found.get(key)
         if isinstance(value, np.ndarray) and value.shape == (3, 3) and value.dtype.kind in "fi":
-            # of a stress ASE drops the lower half
+            # ASE would silently drop the lower triangle of a stress
             check_symmetric(value, f"a {key}")
 
     properties = found.get("Properties")
     if isinstance(properties, str):
-        # name, type and number of columns in turn, as in ASE's own reading
+        # triples of name, type and number of columns, as ASE reads them
         counts = [int(count) for count in properties.split(":")[2::3]]
         if sum(counts) > largest:
             raise BadRecordError(
@@ -283,7 +291,7 @@ def _header(line: str, largest: int) -> dict[str, Any]:
 
 
 def doubled_keys(line: str) -> list[str]:
-    """The keys that a comment line has more than once, outside of quotes and brackets."""
+    """The keys that occur more than once in a comment line, outside quotes and brackets."""
     counts = Counter(KEY.findall(QUOTED.sub(" ", line)))
     return [key for key, count in counts.items() if count > 1]
 
@@ -296,19 +304,20 @@ def _doubled(key: str) -> BadRecordError:
 
 
 def plain_header(line: str) -> dict[str, Any] | None:
-    """What ASE's `key_val_str_to_dict` reads from a comment line; None for one that is not plain.
+    """A fast version of ASE's `key_val_str_to_dict` for plain comment lines; None for others.
 
-    ASE looks at each letter by itself, which takes as long as reading the atoms. Nearly all lines
-    are pairs `key=word` and `key="some words"` without escapes, brackets and quotes in quotes.
+    ASE parses a comment line character by character, which takes as long as reading the atoms.
+    Nearly all lines are pairs `key=word` and `key="some words"`, without escapes, brackets or
+    nested quotes. This function parses such lines and leaves all others to ASE.
 
-    Raises BadRecordError for a key that is there twice.
+    Raises BadRecordError for a key that occurs twice.
     """
     if not line.isascii():
         return None
     found: dict[str, Any] = {}
     end = 0
     while end < len(line):
-        # a search would look at the rest of the line once for each of its letters
+        # match() and not search(), which would rescan the rest of the line at every character
         match = PLAIN_PAIR.match(line, end)
         if match is None:
             return None
@@ -328,9 +337,9 @@ def plain_header(line: str) -> dict[str, Any] | None:
 
 
 def _plain_value(text: str) -> Any:
-    """A value as ASE reads it: numbers, truth values or text; None for what ASE has to look at."""
+    """A value as ASE reads it: numbers, booleans or text; None if it must be left to ASE."""
     words = text.replace(",", " ").split()
-    # others cannot be numbers: n and i begin nan and inf
+    # only these characters can begin a number; n and i begin nan and inf
     if words and words[0][0] in "0123456789+-.nNiI":
         with suppress(ValueError, OverflowError):
             try:
@@ -347,7 +356,7 @@ def _plain_value(text: str) -> Any:
 
 
 def _header_with_six_numbers(line: str) -> dict[str, Any]:
-    # under another name, ASE takes any number of them
+    # under another key, ASE accepts any number of values
     found: dict[str, Any] = key_val_str_to_dict(TENSOR_KEY.sub(r"_tensor_\1", line))
     for key in TENSOR_KEYS:
         value = found.pop(f"_tensor_{key}", None)
@@ -361,7 +370,7 @@ def _header_with_six_numbers(line: str) -> dict[str, Any]:
 
 
 def _text(path: Path, starts: list[int] | None, first: int, last: int | None) -> bytes:
-    """The text of frames [first, last)."""
+    """The uncompressed text of frames [first, last)."""
     start = 0
     stop = None
     if first or last is not None:
@@ -373,7 +382,7 @@ def _text(path: Path, starts: list[int] | None, first: int, last: int | None) ->
     with _open(path) as file:
         file.seek(start)
         if starts is None:
-            # enough to see that it is too long for ASE
+            # one byte more than the limit shows that the text is too long
             return file.read(MOST_UNKNOWN + 1)
         return file.read(-1 if stop is None else stop - start)
 
@@ -385,7 +394,7 @@ def _open(path: Path | str) -> IO[bytes]:
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of a gzip file, up to a limit that follows from the file's size."""
+    """The content of a gzip file, up to a limit that depends on the file's size."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -402,7 +411,7 @@ class _Unpacked(io.RawIOBase):
         return self.file.seek(offset, whence)
 
     def readinto(self, buffer: Any) -> int:
-        """Raises SourceError beyond the limit."""
+        """Read uncompressed bytes into `buffer`; raises SourceError beyond the limit."""
         count = self.file.readinto(buffer)
         if self.file.tell() > self.limit:
             raise SourceError(

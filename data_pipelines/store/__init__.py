@@ -1,7 +1,7 @@
-"""The Parquet shards of a converted data set.
+"""Storage of a converted data set in Parquet shards.
 
 In: structures, or the folder of a data set. Out: shards, or structures in file order
-(`iter_structures`) and by blocks in any order (`BlockReader`).
+(`iter_structures`) or in blocks in any order (`BlockReader`).
 
-Open `shards.py` first, which has the schema and the checks of integrity, then `blocks.py`.
+Start with `shards.py`, which has the schema and the integrity checks, then read `blocks.py`.
 """

@@ -1,7 +1,8 @@
 """Blocks: the row groups of a data set's shards, read in any order and decoded without copies.
 
-pyarrow reads them, not `datasets`. Opening a block of a Hugging Face stream takes five times as
-long as reading it (docs/decisions/0003), and a stream that shuffles blocks opens one at a time.
+They are read with pyarrow and not with Hugging Face `datasets`. A stream that shuffles blocks opens
+one block at a time, and with `datasets` opening a block takes five times as long as reading it
+(docs/decisions/0003).
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ OPEN_SHARDS = 32
 
 
 class Block:
-    """The structures of a table, decoded; a Structure is made, of views, when it is asked for.
+    """The decoded structures of a table; each Structure is created on demand, from views.
 
-    Arrays of all structures are end to end: atomic_numbers (N,) and positions (N, 3), with N
-    atoms in all structures together. `starts` (S + 1,) tells where each structure begins.
+    The arrays of all structures are concatenated: atomic_numbers (N,) and positions (N, 3), with N
+    atoms in all structures together. `starts` (S + 1,) are the offsets of the structures.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -55,19 +56,19 @@ class Block:
             for label in LABELS.values()
             if label.name in table.column_names
         ]
-        # by way of numpy, which is twice as fast as to_pylist()
+        # via numpy, which is twice as fast as to_pylist()
         self.structure_ids: list[str] = table["structure_id"].to_numpy().tolist()
         self._groups: list[str] = table["group"].to_numpy().tolist()
         self.levels: np.ndarray = table["level_of_theory"].to_numpy().astype(object)
         self._levels: list[str] = self.levels.tolist()
-        # slicing by Python's own integers is three times as fast as by those of numpy
+        # slicing with Python integers is three times as fast as with numpy integers
         self._bounds = self.starts.tolist()
 
     def __len__(self) -> int:
         return self.num_structures
 
     def structure(self, k: int) -> Structure:
-        """The k-th structure; its arrays are views into the block, not to be written to."""
+        """The k-th structure. Its arrays are views into the block and must not be modified."""
         first = self._bounds[k]
         last = self._bounds[k + 1]
         labels = {}
@@ -76,7 +77,7 @@ class Block:
             if value is not None:
                 labels[column.name] = value
 
-        # the __init__ of a frozen class takes as long as everything else here together
+        # the __init__ of a frozen dataclass would take as long as everything else here together
         structure = object.__new__(Structure)
         fields = {
             "atomic_numbers": self.atomic_numbers[first:last],
@@ -97,11 +98,11 @@ class Block:
 
 
 class _ScalarColumn:
-    """A label of one number per structure."""
+    """A label with one number per structure."""
 
     def __init__(self, table: pa.Table, label: Label) -> None:
         self.name = label.name
-        # numpy has no null: it comes as NaN, the only number that differs from itself
+        # numpy turns null into NaN, the only number that differs from itself
         numbers = table[label.name].to_numpy().tolist()
         self._values = [None if number != number else number for number in numbers]
 
@@ -110,14 +111,14 @@ class _ScalarColumn:
 
 
 class _ArrayColumn:
-    """A label of an array per atom or per structure, as views into one array of all structures."""
+    """A label with an array per atom or structure; values are views into one large array."""
 
     def __init__(self, table: pa.Table, label: Label) -> None:
         self.name = label.name
         self._per_atom = label.per == "atom"
         values, offsets = _flat(table, label.name, np.dtype(label.storage))
         self._values = values.reshape(-1, *label.tensor_shape)
-        # Arrow's offsets count numbers; these count values, which are 3^rank numbers each
+        # Arrow's offsets count numbers; bounds count values of 3^rank numbers each
         self._bounds = (offsets // 3**label.rank).tolist()
 
     def value(self, k: int) -> np.ndarray | None:
@@ -143,8 +144,8 @@ class BlockReader:
     def __init__(self, folder: Path | str, split: str) -> None:
         self._rows: list[tuple[Path, int]] = []
         self.sizes: list[int] = []
-        """Structures in each block."""
-        # not all of a large data set: a parsed footer takes 0.1 MB
+        """Number of structures in each block."""
+        # the number of open shards is limited, because a parsed footer takes 0.1 MB
         self._open = lru_cache(maxsize=OPEN_SHARDS)(_open)
         for path in shard_paths(folder, split):
             file = self._open(path)
@@ -157,7 +158,7 @@ class BlockReader:
         return len(self._rows)
 
     def table(self, index: int, columns: list[str] | None = None) -> pa.Table:
-        """One block as an Arrow table; raises BrokenDataSetError for a damaged shard."""
+        """Read one block as an Arrow table. Raises BrokenDataSetError for a damaged shard."""
         path, group = self._rows[index]
         names = columns or ARROW_SCHEMA.names
         try:
@@ -165,19 +166,19 @@ class BlockReader:
             file = self._open(path)
             if sums is not None and not sums.blocks_are_right(file.metadata, [group]):
                 raise changed_shard(path)
-            # the processes of the stream are parallel already
+            # no threads, because the stream already runs in several processes
             return file.read_row_group(group, columns=names, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from None
 
     def block(self, index: int) -> Block:
-        """One block, decoded."""
+        """Read and decode one block. Raises BrokenDataSetError for a damaged shard."""
         return Block(self.table(index))
 
     def sample(self, number: int, most_blocks: int = 64) -> Iterator[Structure]:
-        """At least `number` structures if there are as many, evenly spaced.
+        """Yield at least `number` evenly spaced structures, if the blocks read have as many.
 
-        At most `most_blocks` blocks are read.
+        At most `most_blocks` blocks are read, also evenly spaced.
         """
         chosen = _evenly_spaced(len(self), most_blocks)
         for index in chosen:
@@ -188,9 +189,11 @@ class BlockReader:
     def element_lists(
         self, most: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Block by block: atomic numbers (N,), where each structure begins (S + 1,), levels (S,).
+        """Yield atomic numbers (N,), offsets of structures (S + 1,) and levels (S,) of each block.
 
-        Only these columns are read. `most`: number of blocks, evenly spaced; None for all.
+        Only these columns are read.
+
+        most: number of evenly spaced blocks to read; None for all.
         """
         for index in _evenly_spaced(len(self), most or len(self)):
             table = self.table(index, ["atomic_numbers", "level_of_theory"])
@@ -199,20 +202,23 @@ class BlockReader:
 
 
 def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
-    """All structures of one split in file order (for evaluation; training uses the stream)."""
+    """Yield all structures of one split in file order.
+
+    This is meant for evaluation; training uses the stream. Raises BrokenDataSetError.
+    """
     for path in shard_paths(folder, split):
         for table in scan_shard(path):
             yield from Block(table)
 
 
 def _evenly_spaced(total: int, most: int) -> list[int]:
-    """At most `most` indices of `total`, evenly spaced."""
+    """At most `most` evenly spaced indices below `total`."""
     number = min(total, most)
     return [k * total // number for k in range(number)]
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    """A shard with the right footer, whose schema can be read."""
+    """Open a shard after verifying its footer. Raises BrokenDataSetError if it is damaged."""
     try:
         sums = shard_sums(path)
         if sums is not None and not sums.footer_is_right():
@@ -232,13 +238,13 @@ def _damaged(path: Path, error: Exception) -> BrokenDataSetError:
 
 
 def _flat(table: pa.Table, name: str, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values of a list column end to end, and the offsets (S + 1,) of its rows.
+    """The concatenated values of a list column, and the offsets (S + 1,) of its rows.
 
-    A null row is empty.
+    A null row becomes empty.
     """
     column = _chunk(table, name)
     offsets = column.offsets.to_numpy()
-    # the column may be a slice of a longer one
+    # the column may be a slice of a longer array
     own = column.values.slice(offsets[0], offsets[-1] - offsets[0])
     values = own.to_numpy(zero_copy_only=False)
     return values.astype(dtype, copy=False), offsets - offsets[0]

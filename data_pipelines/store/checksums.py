@@ -1,11 +1,11 @@
-"""Checksums of a data set: what is read back is what was written, down to the last bit.
+"""Checksums of a data set, which verify that data are read back exactly as they were written.
 
-A shard is covered by CRC-32 sums in dataset_info.json: one for each block (row group, the unit that
-a stream reads) and one for the footer. A stream therefore checks what it reads, and no more. CRC-32
-finds every change of a single bit, and misses one in four thousand million of larger ones; it is
-for broken disks and transfers, and three times as fast as SHA-256.
+dataset_info.json has CRC-32 checksums for each shard: one for each block (row group, the unit that
+a stream reads) and one for the footer. So a stream verifies only what it reads. CRC-32 detects
+every change of a single bit, and misses one larger change in four billion. It protects against
+broken disks and transfers, and is three times as fast as SHA-256.
 
-dataset_info.json holds a SHA-256 of its own content, and one of census.json.
+dataset_info.json also holds a SHA-256 of its own content, and one of census.json.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import pyarrow.parquet as pq
 from ...core.seals import SEAL, digest_of
 
 
-# length of the footer (4 bytes) and "PAR1"
+# bytes at the end of a Parquet file: the length of the footer (4 bytes) and "PAR1"
 TAIL = 8
 
 
 def seal_is_broken(content: dict[str, Any]) -> bool:
-    """Whether the content was changed since it was written."""
+    """Whether sealed content has changed since it was written."""
     return bool(content.get(SEAL) != digest_of(content))
 
 
 def sums_of(data: bytes) -> list[int]:
-    """CRC-32 of each block of a shard, and at last of its footer."""
+    """CRC-32 of each block of a shard, followed by the CRC-32 of its footer."""
     metadata = pq.read_metadata(pa.BufferReader(data))
     start_of_footer = _start_of_footer(data[-TAIL:], len(data))
     sums = []
@@ -42,7 +42,7 @@ def sums_of(data: bytes) -> list[int]:
 
 
 def block_ranges(metadata: pq.FileMetaData, start_of_footer: int) -> list[tuple[int, int]]:
-    """First byte and the byte after the last of each block; together everything but the footer."""
+    """Byte range [first, last) of each block; together they cover everything but the footer."""
     starts = []
     for group in range(metadata.num_row_groups):
         column = metadata.row_group(group).column(0)
@@ -54,16 +54,16 @@ def block_ranges(metadata: pq.FileMetaData, start_of_footer: int) -> list[tuple[
 
 
 class ShardSums:
-    """The checksums of one shard, compared with the bytes on disk."""
+    """The checksums of one shard, to be compared with the bytes on disk."""
 
     def __init__(self, path: Path, entry: dict[str, Any]) -> None:
-        """`entry` is that of dataset_info.json."""
+        """`entry` is the shard's entry in dataset_info.json."""
         self.path = path
         self._sums: list[int] = entry["crc32"]
         self._ranges: list[tuple[int, int]] = []
 
     def footer_is_right(self) -> bool:
-        """Whether the footer is; call it before the shard is parsed."""
+        """Whether the footer is intact. Call this before the shard is parsed."""
         with self.path.open("rb") as file:
             start = _find_footer(file)
             if start < 0:
@@ -72,7 +72,7 @@ class ShardSums:
             return zlib.crc32(file.read()) == self._sums[-1]
 
     def blocks_are_right(self, metadata: pq.FileMetaData, groups: list[int]) -> bool:
-        """Whether some blocks are; the footer has been found right."""
+        """Whether the given row groups are intact. The footer must have been verified before."""
         with self.path.open("rb") as file:
             if not self._ranges:
                 self._ranges = block_ranges(metadata, _find_footer(file))
@@ -85,7 +85,7 @@ class ShardSums:
 
 
 def _find_footer(file: BinaryIO) -> int:
-    """First byte of the footer of an open shard; negative where there can be none."""
+    """Offset of the footer in an open shard; negative if the file is too short for one."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - TAIL, 0))
     return _start_of_footer(file.read(TAIL), size)

@@ -1,8 +1,9 @@
-"""The fingerprints of a data set's structures: one file, for comparison with other data sets.
+"""The file with the fingerprints of a data set's structures, for comparison with other data sets.
 
-`fingerprints.npy` has one int64 for each structure: those of train, valid and test, each in file
-order. Near copies at one level of theory have equal ones (convert/near_duplicates.py). They take 8
-MB for a million structures, and cost a neighbour search each, so they are kept.
+`fingerprints.npy` has one int64 for each structure: first train, then valid, then test, each in
+file order. Near copies at the same level of theory have equal fingerprints
+(convert/near_duplicates.py). They are stored because each of them costs a neighbour search, and
+take 8 MB for a million structures.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from .shards import CONVERT_AGAIN, BrokenDataSetError, lacks_sums, scan_shard, s
 
 
 FINGERPRINTS = "fingerprints.npy"
-SHA256 = "fingerprints_sha256"  # in dataset_info.json
-HEADER_BYTES = 4096  # more than numpy writes
+SHA256 = "fingerprints_sha256"  # key in dataset_info.json
+HEADER_BYTES = 4096  # upper bound for the header of a .npy file
 
 
 def write_fingerprints(folder: Path, of_split: dict[str, np.ndarray]) -> str:
-    """Write the fingerprints of all splits; returns the SHA-256 of the file."""
+    """Write the fingerprints (S,) of all splits; returns the SHA-256 of the file."""
     joined = np.concatenate([of_split[split] for split in SPLITS]).astype("<i8")
     content = io.BytesIO()
     np.save(content, joined)
@@ -35,11 +36,11 @@ def write_fingerprints(folder: Path, of_split: dict[str, np.ndarray]) -> str:
 
 
 def read_fingerprints(folder: Path, info: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Split -> fingerprints of its structures.
+    """Read the fingerprints: split -> (S,) int64, in file order.
 
-    info: the content of its dataset_info.json.
+    info: the content of dataset_info.json.
 
-    Raises BrokenDataSetError for a file that is missing, or not the one that was written.
+    Raises BrokenDataSetError if the file is missing or has changed since it was written.
     """
     stated = info.get(SHA256)
     path = folder / FINGERPRINTS
@@ -64,7 +65,10 @@ def read_fingerprints(folder: Path, info: dict[str, Any]) -> dict[str, np.ndarra
 
 
 def structure_id_at(folder: Path, info: dict[str, Any], split: str, row: int) -> str:
-    """The id of one structure of a split, by its place in file order."""
+    """The id of the structure at index `row` of a split, in file order.
+
+    Raises BrokenDataSetError if the split has fewer structures.
+    """
     for path in shard_paths(folder, split):
         num_rows = info["shards"][path.name]["rows"]
         if row >= num_rows:

@@ -1,7 +1,8 @@
-"""Which files in the folder of a data set evenfield wrote. All others are the user's, and are kept.
+"""Tell the files that evenfield wrote to the folder of a data set from those of the user.
 
-Commands draw pictures and pages next to the shards. A user may have a picture of the same name, so
-these are known by their content. The files of the data set itself are those that it lists.
+The user's files are always kept. Commands write pictures and pages next to the shards. Because the
+user may have a picture of the same name, these are recognised by their content. The files of the
+data set itself are listed in dataset_info.json.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ DRAWN: dict[str, FileKind] = {
     "inspection.html": PAGES,
 }
 
-PARTS = ".parts"  # of unfinished conversions
+PARTS = ".parts"  # folder of unfinished conversions
 CARD = "data_card.md"
 WRITTEN = {INFO, CENSUS, FINGERPRINTS, CARD, *LISTS}
-# what a killed process leaves of any file
+# temporary file that a killed process leaves behind
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.tmp")
 
 
 def files_of_data_set(folder: Path) -> Callable[[str], bool]:
-    """Whether an entry of a data set's folder, by its path inside, is one that evenfield wrote."""
+    """A function that says whether evenfield wrote an entry of a data set's folder.
+
+    Its argument is the path of the entry relative to the folder.
+    """
     listed = _listed(folder)
 
     def is_ours(name: str) -> bool:
@@ -51,7 +55,7 @@ def files_of_data_set(folder: Path) -> Callable[[str], bool]:
 
 
 def refuse_files_of_others(folder: Path) -> None:
-    """Raise DestinationError for a user's file that a conversion into the folder may write over."""
+    """Raise DestinationError for a user's file that a conversion into the folder might replace."""
     is_ours = files_of_data_set(folder)
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     for entry in entries:
@@ -64,12 +68,12 @@ def refuse_files_of_others(folder: Path) -> None:
 
 
 def _has_name_of_ours(name: str) -> bool:
-    """Whether a conversion writes files of this name."""
+    """Whether a conversion may write a file of this name."""
     return name in WRITTEN or SHARD_NAME.fullmatch(name) is not None
 
 
 def _listed(folder: Path) -> set[str] | None:
-    """The files of a data set; None where that is not known, in which case names have to do."""
+    """The files that a data set lists; None if this is unknown, so that only names can be used."""
     try:
         info = stated_info(folder)
         lists = info[LISTS_SHA256]

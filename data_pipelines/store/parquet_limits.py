@@ -1,7 +1,7 @@
-"""What a Parquet file may unpack to: limits from its footer, before any of it is decoded.
+"""Limits on the unpacked size of a Parquet file, checked in its footer before decoding.
 
-Parquet packs equal values into almost nothing. 50 million equal atoms take some kB on a disk, and
-a long text that all rows share is stored once.
+Parquet compresses equal values to almost nothing. 50 million equal atoms take a few kB on disk, and
+a long text that all rows share is stored only once.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from collections.abc import Collection, Iterable
 import pyarrow.parquet as pq
 
 
-# Real structures pack to a fifth or so, because positions hardly repeat. Beyond this share of the
-# packed size, plus some for small row groups, a file was made to fill the memory.
+# Real structures compress to about a fifth, because positions hardly repeat. A file that unpacks to
+# more than MOST_UNPACKED times its size, plus an allowance (bytes) for small row groups, was made
+# to fill the memory.
 MOST_UNPACKED = 200
 ALLOWANCE = 64 << 20
 BYTES_PER_VALUE = 8
-# letters of an identifier, a group or a level of theory
+# bytes of an identifier, a group or a level of theory
 MOST_LETTERS = 100_000
-# A structure takes more than a byte, however well it packs. Small tables may be all alike.
+# A structure takes more than one byte, however well it compresses. The allowance is for small
+# tables, whose rows may all be equal.
 ROWS_PER_BYTE = 1
 ROWS_OF_SMALL_TABLES = 20_000
 
@@ -26,7 +28,7 @@ ROWS_OF_SMALL_TABLES = 20_000
 def excess_of(
     metadata: pq.FileMetaData, groups: Iterable[int], columns: Collection[str]
 ) -> str | None:
-    """What is wrong with the size of some row groups when these columns are read, or None."""
+    """A message if reading these columns of some row groups would take too much memory, or None."""
     indices = _leaves(metadata, columns)
     for group in groups:
         row_group = metadata.row_group(group)
@@ -35,7 +37,7 @@ def excess_of(
         for index in indices:
             leaf = row_group.column(index)
             packed += leaf.total_compressed_size
-            # a run of equal values is one entry of its page, and an array in memory
+            # a run of equal values is a single entry on disk, but an array in memory
             num_values = max(leaf.num_values, row_group.num_rows)
             size = leaf.total_uncompressed_size
             unpacked += max(BYTES_PER_VALUE * num_values, size)
@@ -51,9 +53,10 @@ def excess_of(
 
 
 def excess_of_rows(metadata: pq.FileMetaData, num_bytes: int) -> str | None:
-    """What is wrong with the number of rows in a file of so many bytes, or None.
+    """A message if a file of `num_bytes` bytes states implausibly many rows, or None.
 
-    A row group may be small, and each of thousands of them may hold a million equal rows.
+    `excess_of` does not find this: each of thousands of small row groups may hold a million equal
+    rows.
     """
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     num_rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
@@ -65,9 +68,9 @@ def excess_of_rows(metadata: pq.FileMetaData, num_bytes: int) -> str | None:
 def shared_texts(
     metadata: pq.FileMetaData, groups: Iterable[int], columns: Collection[str]
 ) -> list[str]:
-    """Paths of texts that are stored once for many rows, and that may be long.
+    """Paths of text columns with potentially long texts that many rows share.
 
-    Read as dictionaries they stay small, so that their lengths can be looked at.
+    Read as dictionaries, they stay small in memory, so their lengths can be checked.
     """
     indices = _leaves(metadata, columns)
     found = set()
@@ -82,12 +85,12 @@ def shared_texts(
 
 
 def _leaves(metadata: pq.FileMetaData, columns: Collection[str]) -> list[int]:
-    """Indices of the leaf columns below some columns."""
+    """Indices of the leaf columns of some columns."""
     schema = metadata.schema
     found = []
     for index in range(metadata.num_columns):
         path = schema.column(index).path
-        # a column may have dots in its own name
+        # the name of a column may contain dots
         if path in columns or any(path.startswith(f"{name}.") for name in columns):
             found.append(index)
     return found

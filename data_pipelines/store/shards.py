@@ -1,6 +1,6 @@
-"""Canonical Parquet shards: the Arrow schema, an atomic writer, and reading without copies.
+"""Canonical Parquet shards: the Arrow schema, an atomic writer, and a checked reader.
 
-A shard is a Parquet file of the structures of one split. dataset_info.json lists the shards.
+A shard is a Parquet file with structures of one split. dataset_info.json lists the shards.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from .checksums import ShardSums, seal_is_broken, sums_of
 from .parquet_limits import excess_of, excess_of_rows
 
 
-BLOCK_SIZE = 256  # structures in a row group: the unit that the stream permutes
+BLOCK_SIZE = 256  # structures in a row group, the unit in which the stream shuffles
 SHARD_SIZE = 16 * BLOCK_SIZE
 
-NULL = -1  # length of a list that is null
+NULL = -1  # stands for the length of a null list
 
 ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 
 
 def _is_scalar(label: Label) -> bool:
-    """Whether a label is one number per structure."""
+    """Whether a label is a single number per structure."""
     return label.per == "structure" and label.rank == 0
 
 
 def _arrow_type(label: Label) -> pa.DataType:
-    """Arrays are flat: 3N numbers for the forces, 9 for a stress."""
+    """The column type of a label. Arrays are flat: 3N numbers for forces, 9 for a stress."""
     number = ARROW_TYPES[label.storage]
     return number if _is_scalar(label) else pa.list_(number)
 
@@ -62,31 +62,32 @@ ARROW_SCHEMA = pa.schema(
 )
 
 
-# columns whose bytes compress better when those of equal significance are next to each other
+# columns that compress better if bytes of equal significance are stored together
 BYTE_STREAM_SPLIT = ["positions.list.element", "forces.list.element", "energy"]
 
-# for a file that its checksum shows to be damaged, which the same command then notices
+# remedy for a damaged file: the same command verifies the checksums and converts again
 CONVERT_AGAIN = "convert the source again"
-# for all else, where the same command would find nothing to do, or another data set
+# remedy for everything else: the same command alone would find nothing to do, or refuse to replace
+# another data set
 CONVERT_AFRESH = "convert the source again with --overwrite"
 
 INFO = "dataset_info.json"
 SHARD_NAME = re.compile(r"(train|valid|test)-\d{5,}\.parquet")
-# of dataset_info.json and census.json, which have 0.01 to 1 MB
+# largest accepted size of dataset_info.json and census.json, which usually have 0.01 to 1 MB
 MOST_BYTES = 8 * 2**20
-# in dataset_info.json; an entry has about 0.4 kB
+# additional size of dataset_info.json per shard; an entry has about 0.4 kB
 BYTES_PER_SHARD = 2048
 
 
 class BrokenDataSetError(EvenfieldError):
-    """A converted data set with a missing, truncated or foreign file."""
+    """A data set is missing, or one of its files is missing, damaged or not from evenfield."""
 
 
 # --- writing
 
 
 def to_table(structures: list[Structure]) -> pa.Table:
-    """Structures as an Arrow table in the canonical schema; a missing label is null."""
+    """Convert structures to an Arrow table with ARROW_SCHEMA; a missing label is null."""
     columns: dict[str, list[Any]] = {
         "structure_id": [structure.structure_id for structure in structures],
         "group": [structure.group for structure in structures],
@@ -109,11 +110,12 @@ def _flat_arrays(arrays: list[Any], dtype: Any) -> list[np.ndarray | None]:
 
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
-    """Write a table in the canonical schema as one shard, atomically.
+    """Write a table with ARROW_SCHEMA as one shard, atomically.
 
-    Returns its entry for dataset_info.json: rows, bytes, sha256, and checksums of its blocks.
+    Returns the shard's entry for dataset_info.json: rows, bytes, sha256 and crc32 (the checksums of
+    its blocks and footer).
     """
-    # in memory first: its hash and its size go into dataset_info.json
+    # written to memory first, because dataset_info.json needs its hash and size
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -136,7 +138,7 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
 
 
 def write_info(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Write dataset_info.json with a checksum of its content; returns that content."""
+    """Write dataset_info.json, sealed with a checksum; returns the sealed content."""
     content = sealed(info)
     write_atomically(folder / INFO, json.dumps(content, indent=1))
     return content
@@ -146,10 +148,10 @@ def write_info(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path, most_bytes: int) -> tuple[Any, bytes]:
-    """The content of a JSON file of a data set, and its bytes.
+    """Read a JSON file of a data set; returns its content and its bytes.
 
-    Raises BrokenDataSetError for a file that is larger than any that evenfield writes, or that is
-    not JSON.
+    The content is None if the file is not valid JSON. Raises BrokenDataSetError if the file cannot
+    be read, or has more than `most_bytes` bytes.
     """
     special = special_kind(path)
     if special is not None:
@@ -170,12 +172,11 @@ def read_json(path: Path, most_bytes: int) -> tuple[Any, bytes]:
     try:
         return json.loads(data), data
     except (ValueError, RecursionError):
-        # whatever damaged JSON leads to
         return None, data
 
 
 def _no_data_set(folder: Path) -> BrokenDataSetError:
-    """The error for a place without a data set; its remedy is a command that would work."""
+    """The error for a path without a data set; its remedy is a command that would work."""
     reason = "no dataset_info.json"
     remedy = "name the folder of one; `evenfield data convert SOURCE FOLDER` makes it"
     if folder.is_file():
@@ -192,7 +193,7 @@ def _no_data_set(folder: Path) -> BrokenDataSetError:
 
 
 def read_info(folder: Path | str) -> dict[str, Any]:
-    """The content of dataset_info.json, after a check that every shard is there and has its size.
+    """Read dataset_info.json of a data set, and check that every shard exists and has its size.
 
     Raises BrokenDataSetError otherwise.
     """
@@ -204,9 +205,9 @@ def read_info(folder: Path | str) -> dict[str, Any]:
 
 
 def stated_info(folder: Path) -> dict[str, Any]:
-    """The content of dataset_info.json, whatever became of the other files.
+    """Read dataset_info.json without looking at the other files.
 
-    Raises BrokenDataSetError for a file that is absent, damaged or of a newer version.
+    Raises BrokenDataSetError if it is absent, damaged or of a newer version.
     """
     info_path = folder / INFO
     if not info_path.is_file():
@@ -224,10 +225,10 @@ def stated_info(folder: Path) -> dict[str, Any]:
         source = info["source"]
         has_texts = isinstance(source["file"], str) and isinstance(source["sha256"], str)
         is_whole = has_texts and num_structures == num_rows and not seal_is_broken(info)
-        # earlier versions stored addresses with the passwords in them
+        # earlier versions stored addresses together with passwords
         source["file"] = without_secrets(source["file"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        # whatever damaged JSON leads to
+        # damaged JSON can lead to any of these errors
         version = 0
         is_whole = False
         sizes = {}
@@ -246,7 +247,7 @@ def stated_info(folder: Path) -> dict[str, Any]:
         )
     for name in sizes:
         if not SHARD_NAME.fullmatch(name):
-            # a path could lead to a file that is no part of the data set
+            # a path could lead to a file outside the data set
             raise BrokenDataSetError(
                 f"lists {name!r}, which is not the name of a shard",
                 file=info_path,
@@ -257,16 +258,16 @@ def stated_info(folder: Path) -> dict[str, Any]:
 
 
 def _remedy_without_info(folder: Path) -> str:
-    """What to do about a data set whose dataset_info.json cannot be believed."""
+    """The remedy for a data set whose dataset_info.json cannot be trusted."""
     if kind_of(folder) in DATA_SETS:
-        # what it was made from is not known for sure, so the user decides
+        # its source is not known for sure, so the user must decide whether to overwrite
         return f"{CONVERT_AFRESH}, or into another folder"
-    # a conversion would not replace what it does not know
+    # a conversion would not replace a folder that it does not recognise
     return "convert the source into another folder"
 
 
 def _most_bytes_of_info(folder: Path) -> int:
-    """How large dataset_info.json can be for the shards that are there."""
+    """Largest plausible size of dataset_info.json for the number of shards in the folder."""
     num_shards = sum(1 for _ in folder.glob("*.parquet"))
     return MOST_BYTES + BYTES_PER_SHARD * num_shards
 
@@ -274,7 +275,7 @@ def _most_bytes_of_info(folder: Path) -> int:
 def _check_shard(shard: Path, num_bytes: int) -> None:
     if not shard.is_file():
         raise BrokenDataSetError("shard is missing", file=shard, remedy=CONVERT_AGAIN)
-    # the content is checked where it is read: hashing all of it would take minutes
+    # the content is checked only when it is read, because hashing all shards would take minutes
     size = shard.stat().st_size
     if size != num_bytes:
         raise BrokenDataSetError(
@@ -285,7 +286,7 @@ def _check_shard(shard: Path, num_bytes: int) -> None:
 
 
 def shard_paths(folder: Path | str, split: str) -> list[Path]:
-    """The shards of one split, in order; BrokenDataSetError when there are none."""
+    """The shards of one split, in order. Raises BrokenDataSetError if there are none."""
     info = read_info(folder)
     names = [name for name in sorted(info["shards"]) if name.startswith(f"{split}-")]
     if not names:
@@ -298,9 +299,9 @@ def shard_paths(folder: Path | str, split: str) -> list[Path]:
 def scan_shard(
     path: Path, columns: list[str] | None = None, rows: int = BLOCK_SIZE
 ) -> Iterator[pa.Table]:
-    """Tables of up to `rows` structures of one shard, with the named columns only.
+    """Yield tables of up to `rows` structures of one shard, with the named columns (default: all).
 
-    Raises BrokenDataSetError for a shard that is damaged or in another schema.
+    Raises BrokenDataSetError if the shard is damaged or has another schema.
     """
     names = columns or ARROW_SCHEMA.names
     sums = shard_sums(path)
@@ -311,7 +312,7 @@ def scan_shard(
             path,
             page_checksum_verification=True,
             read_dictionary=["level_of_theory"],
-            # meant for remote files: without it a file on a disk is read a tenth faster
+            # buffering is meant for remote files; local files are read 10 % faster without it
             pre_buffer=False,
         )
         check_schema(file.schema_arrow, path, names)
@@ -321,7 +322,7 @@ def scan_shard(
             raise changed_shard(path)
         for batch in file.iter_batches(rows, columns=names, use_threads=False):
             table = pa.Table.from_batches([batch])
-            # a census reads single columns, whose lengths need not agree
+            # the lengths can be checked only if all columns are read, unlike for a census
             if "positions" in names:
                 _check_lengths(table)
             yield table
@@ -332,7 +333,7 @@ def scan_shard(
 
 
 def shard_sums(path: Path) -> ShardSums | None:
-    """The checksums of a shard; None for one that is not in a finished data set."""
+    """The checksums of a shard; None if it is not part of a finished data set."""
     info_path = path.parent / INFO
     try:
         state = info_path.stat()
@@ -344,13 +345,13 @@ def shard_sums(path: Path) -> ShardSums | None:
 
 @lru_cache(maxsize=16)
 def _sums_of(folder: Path, inode: int, mtime_ns: int) -> dict[str, ShardSums]:
-    """The checksums of all shards of a data set, kept until its dataset_info.json changes."""
+    """The checksums of all shards of a data set, cached until dataset_info.json changes."""
     shards = read_info(folder)["shards"]
     return {name: ShardSums(folder / name, entry) for name, entry in shards.items()}
 
 
 def changed_shard(path: Path) -> BrokenDataSetError:
-    """The error of a shard whose bytes are not those that were written."""
+    """The error for a shard whose bytes have changed since it was written."""
     return BrokenDataSetError(
         "shard was changed since it was written (its checksum differs)",
         file=path,
@@ -359,14 +360,14 @@ def changed_shard(path: Path) -> BrokenDataSetError:
 
 
 def lacks_sums(folder: Path) -> BrokenDataSetError:
-    """The error of a data set that was written before all its files had checksums."""
+    """The error for a data set from a version that did not write checksums of all files."""
     return BrokenDataSetError(
         "lacks checksums of the other files", file=folder / INFO, remedy=CONVERT_AFRESH
     )
 
 
 def refuse_excess(metadata: pq.FileMetaData, path: Path) -> None:
-    """Raise BrokenDataSetError for a shard that unpacks to far more than evenfield writes."""
+    """Raise BrokenDataSetError for a shard that unpacks to far more data than it should."""
     excess = excess_of_rows(metadata, path.stat().st_size)
     if excess is None:
         excess = excess_of(metadata, range(metadata.num_row_groups), ARROW_SCHEMA.names)
@@ -375,16 +376,19 @@ def refuse_excess(metadata: pq.FileMetaData, path: Path) -> None:
 
 
 def check_schema(found: pa.Schema, path: Path, names: list[str] | None = None) -> None:
-    """Raise BrokenDataSetError unless a shard has the named columns, or all canonical ones."""
+    """Raise BrokenDataSetError unless a shard has the named columns with the canonical types.
+
+    found: schema of the shard at `path`. names: columns to check, by default all.
+    """
     for column in [ARROW_SCHEMA.field(name) for name in names or ARROW_SCHEMA.names]:
         if column.name in LABELS and column.name not in found.names:
-            # registered after the data set was converted
+            # the label may have been registered after the data set was converted
             continue
         if column.name not in found.names:
             raise BrokenDataSetError(
                 f"column '{column.name}' is missing", file=path, remedy=CONVERT_AFRESH
             )
-        # levels of theory are written as a dictionary, which may come back as one
+        # levels of theory are dictionary-encoded, and may be read as a dictionary
         kind = found.field(column.name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
@@ -397,7 +401,7 @@ def check_schema(found: pa.Schema, path: Path, names: list[str] | None = None) -
 
 
 def _check_lengths(table: pa.Table) -> None:
-    """Raise ValueError where lists do not have the lengths that a structure has."""
+    """Raise ValueError if lists do not have the lengths that their structures require."""
     atoms = _lengths(table, "atomic_numbers")
     expected: dict[str, Any] = {"positions": 3 * atoms, "cell": 9, "pbc": 3}
     for name, label in LABELS.items():
@@ -416,5 +420,5 @@ def _check_lengths(table: pa.Table) -> None:
 
 
 def _lengths(table: pa.Table, name: str) -> np.ndarray:
-    """Length of each list of a column, NULL where it is null."""
+    """Length of each list in a column, (S,); NULL for a null list."""
     return pc.list_value_length(table[name]).fill_null(NULL).to_numpy()

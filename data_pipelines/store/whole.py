@@ -1,7 +1,7 @@
-"""Whether every file of a data set is still the one that was written, down to the last bit.
+"""Verify that every file of a data set is still exactly as it was written.
 
-A stream checks what it reads. Here all files are read, as fast as a disk gives them: a conversion
-asks before it calls a folder finished.
+A stream verifies only what it reads. The functions here read all files, which takes as long as the
+disk needs. A conversion calls them before it treats a folder as finished.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from .shards import CONVERT_AGAIN, BrokenDataSetError, lacks_sums, stated_info
 
 
 CENSUS = "census.json"
-# lists for a reader, which a conversion writes where it has something to list
+# lists for the user, which a conversion writes only if they are not empty
 LISTS = ("duplicates.jsonl", "rejected.jsonl")
-LISTS_SHA256 = "lists_sha256"  # in dataset_info.json
+LISTS_SHA256 = "lists_sha256"  # key in dataset_info.json
 
 
 def check_all_files(folder: Path, info: dict[str, Any]) -> None:
-    """Raise BrokenDataSetError for the first file that is missing or was changed.
+    """Raise BrokenDataSetError for the first file that is missing or has changed.
 
-    info: the content of dataset_info.json, which lists the files. Others are not looked at.
+    info: the content of dataset_info.json. Files that it does not list are ignored.
     """
     for name, sha256 in _stated_sums(folder, info).items():
         _check(folder / name, sha256)
 
 
 def damage_of(folder: Path) -> BrokenDataSetError | None:
-    """What is wrong with a data set of which every file is read; None for a whole one."""
+    """The first fault of a data set, found by reading every file; None if it is intact."""
     try:
         check_all_files(folder, stated_info(folder))
     except BrokenDataSetError as error:
@@ -39,12 +39,15 @@ def damage_of(folder: Path) -> BrokenDataSetError | None:
 
 
 def sums_of_lists(folder: Path) -> dict[str, str]:
-    """SHA-256 of the lists that are in a folder."""
+    """File -> SHA-256 of those LISTS that exist in a folder."""
     return {name: file_sha256(folder / name) for name in LISTS if (folder / name).is_file()}
 
 
 def _stated_sums(folder: Path, info: dict[str, Any]) -> dict[str, str]:
-    """File -> its SHA-256."""
+    """File -> SHA-256 as stated in dataset_info.json.
+
+    Raises BrokenDataSetError if a checksum is not stated.
+    """
     try:
         stated = {name: entry["sha256"] for name, entry in info["shards"].items()}
         stated[CENSUS] = info["census_sha256"]

@@ -1,4 +1,4 @@
-"""The data sets of a run, one or several, seen as one: counts, census, structures, stream."""
+"""The data sets of a run, treated as one: their counts, census, structures and stream."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ from .training_stream import StreamError, TrainingStream
 from .virtual_ranks import VirtualRanks, virtual_ranks_of
 
 
-# eV/atom between the E0 of two data sets; no solid has a larger cohesive energy than tungsten, 8.9
-# eV/atom, so even free atoms in one set and solids in the other differ by less
+# eV/atom; largest difference between the E0 of two data sets with the same zero of energy. Tungsten
+# has the largest cohesive energy of all solids, 8.9 eV/atom. So even if one data set has free atoms
+# and the other has solids, their E0 differ by less.
 MOST_BETWEEN_ZEROS = 9.0
 
 
 class Collection:
-    """Converted data sets, checked when they are opened.
+    """The converted data sets of a run; the constructor checks that they fit together.
 
-    Raises BrokenDataSetError for a folder that is not a converted data set, and StreamError without
-    any folder, and where two data sets spell a level of theory in two ways or disagree about its
-    zero. Raises PhysicsError where their labels are minus different physics.
+    It raises BrokenDataSetError for a folder that is not a converted data set, StreamError if there
+    are no folders, if two data sets spell a level of theory differently, or if they disagree about
+    its zero of energy, and PhysicsError if different physics were subtracted from their labels.
     """
 
     def __init__(self, folders: list[str]) -> None:
@@ -48,7 +49,7 @@ class Collection:
         self.folders = [local_path(folder) for folder in folders]
         self.infos = [read_info(folder) for folder in self.folders]
         self.physics = common_physics(self.folders, self.infos)
-        """What was subtracted from the labels of all of them; None for labels as they are."""
+        """Physics that was subtracted from the labels of all data sets; None if none was."""
         if len(self.folders) > 1:
             _check_spellings(self.folders, self.infos)
             _check_zeros(self.folders)
@@ -58,17 +59,20 @@ class Collection:
         return ", ".join(map(str, self.folders))
 
     def num_structures(self, split: str) -> int:
-        """Structures of a split in all data sets."""
+        """Number of structures of a split in all data sets."""
         return sum(info["num_structures"][split] for info in self.infos)
 
     def structures(self, split: str) -> Iterator[Structure]:
-        """All structures of a split, one data set after the other."""
+        """Yield all structures of a split, one data set after the other."""
         return chain.from_iterable(
             iter_structures(folder, split) for folder in self.folders_with(split)
         )
 
     def sample(self, split: str, number: int) -> list[Structure]:
-        """At least `number` structures if there are as many, equally many of each data set."""
+        """A sample of at least `number` structures, with equally many from each data set.
+
+        The sample is smaller if there are not enough structures.
+        """
         folders = self.folders_with(split)
         sample: list[Structure] = []
         for folder in folders:
@@ -76,9 +80,9 @@ class Collection:
         return sample
 
     def census(self) -> dict[str, Any]:
-        """The census of all data sets together, counted once and not to be changed.
+        """The census of all data sets together; it is cached, so callers must not change it.
 
-        E0 of a level of theory that several sets have are fitted to all of them.
+        If several data sets share a level of theory, its E0 are fitted to all of them together.
         """
         if self._census is None:
             self._census = self._count()
@@ -93,9 +97,9 @@ class Collection:
         return count_shards(shards).to_dict()
 
     def domains(self) -> dict[str, LevelDomain]:
-        """Level of theory -> where the training structures of all data sets lie.
+        """Level of theory -> domain of the training structures of all data sets.
 
-        A level is left out if one of its data sets was converted before domains were collected.
+        A level is left out if one of its data sets was converted before domains were recorded.
         """
         found: dict[str, LevelDomain] = {}
         incomplete = set()
@@ -106,7 +110,7 @@ class Collection:
                 try:
                     own = LevelDomain.model_validate(row.get("domain"))
                 except ValidationError:
-                    # none, or one that nobody can read
+                    # the domain is missing or unreadable
                     incomplete.add(level)
                     continue
                 found[level] = found[level].merged(own) if level in found else own
@@ -122,13 +126,18 @@ class Collection:
         rank: int,
         world_size: int,
     ) -> TrainingStream:
-        """The training stream of one rank: of the one data set, or of a mixture of several.
+        """The training stream of one rank, for a single data set or a mixture of several.
 
-        With `stream.lanes` it is made of the virtual ranks that the rank serves.
-        Raises StreamError for shares or virtual ranks that do not fit.
+        With `stream.lanes`, it consists of the virtual ranks that this rank serves.
+
+        cutoff: cutoff of the neighbour lists, A.
+        levels_of_theory: the model's heads, in order.
+
+        Raises StreamError if the shares do not match the data sets, or if the virtual ranks cannot
+        be divided evenly.
         """
         parts = self._parts(mixing)
-        # fitted once for all virtual ranks of this process
+        # weights are fitted once for all virtual ranks of this process
         weights = {part.folder: SharedWeights() for part in parts}
 
         def sources() -> list[Source]:
@@ -162,7 +171,7 @@ class Collection:
         return VirtualRanks([stream_of(virtual_rank, config.lanes) for virtual_rank in own])
 
     def _parts(self, mixing: MixingConfig) -> list[_Part]:
-        """What is mixed: data sets, or each level of theory of each of them."""
+        """What is mixed: the data sets, or every level of theory of every data set."""
         folders = self.folders_with("train")
         if not mixing.level_shares:
             return [_Part(folder) for folder in folders]
@@ -182,25 +191,25 @@ class Collection:
 
 @dataclass(frozen=True)
 class _Part:
-    """What has a share of its own in a mixture."""
+    """A component of a mixture: a data set, or one level of theory of it."""
 
     folder: Path
     level: str | None = None
-    """None for all levels of theory of the folder."""
+    """The level of theory; None for all levels of the data set."""
     num_structures: int = 0
-    """Training structures of the level."""
+    """Number of training structures at `level`."""
 
 
 def _check_spellings(folders: list[Path], infos: list[dict[str, Any]]) -> None:
-    """Raise StreamError where two data sets spell one level of theory in two ways.
+    """Raise StreamError if two data sets spell the same level of theory differently.
 
-    It would get two heads, each of which learns from a part of the data.
+    The level would get two heads, each of which would learn from only a part of the data.
     """
     seen: dict[str, Path] = {}
     for folder, info in zip(folders, infos, strict=True):
         for level in info["levels_of_theory"]:
             other = spelt_alike(level, seen)
-            # a data set that has both was asked about them when it was converted
+            # if a single data set has both spellings, its conversion has dealt with them
             if level not in seen and other is not None and seen[other] != folder:
                 raise StreamError(
                     f"has the level of theory {level!r}, and {seen[other]} has {other!r}, which is "
@@ -213,10 +222,10 @@ def _check_spellings(folders: list[Path], infos: list[dict[str, Any]]) -> None:
 
 
 def _check_zeros(folders: list[Path]) -> None:
-    """Raise StreamError where data sets give energies of one level different zeros.
+    """Raise StreamError if two data sets have different zeros of energy for one level of theory.
 
-    Their heads would be one, and could fit neither. Elements whose E0 a data set does not determine
-    do not count.
+    They would share a head, which could fit neither of them. Elements whose E0 is undetermined are
+    ignored.
     """
     first_with: dict[str, tuple[Path, dict[str, float]]] = {}
     for folder in folders:
@@ -232,7 +241,7 @@ def _check_zeros(folders: list[Path]) -> None:
             if not shared:
                 continue
 
-            # the median, because E0 of an element in few structures may be far off
+            # the median, because the E0 of an element with few structures may be far off
             differences = np.array([e0[symbol] - other_e0[symbol] for symbol in shared])
             difference = float(np.median(differences))
             if abs(difference) > MOST_BETWEEN_ZEROS:

@@ -23,7 +23,7 @@ class StreamConfig(Settings):
     look_ahead: int = Field(
         default=32, gt=0, description="structures among which a batch is packed"
     )
-    # the key is older than the field's term "virtual ranks"; records of stored models contain it
+    # the key predates the term "virtual ranks"; it stays because stored models record it
     lanes: int = Field(
         default=0,
         ge=0,

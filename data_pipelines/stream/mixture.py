@@ -1,4 +1,4 @@
-"""Several data sets as one stream: structures of all of them meet in a batch, in given shares."""
+"""Several data sets as one stream: each batch mixes their structures in given shares."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Count = Literal["structures", "atoms", "edges"]
 
 
 class MixingConfig(Settings):
-    """Shares of the training data that come from each data set."""
+    """How much of the training data comes from each data set."""
 
     temperature: float = Field(
         default=1.0,
@@ -60,17 +60,18 @@ class MixingConfig(Settings):
 class Schedule:
     """Which positions of each data set a window of the mixture holds.
 
-    The structure at position k of a data set has the time (k + 1/2) / share, with shares that sum
-    to 1. A window holds the times from one multiple of its length up to the next, in their order.
-    So after n structures the count of each data set is within (1 + number of data sets) / 2 of
-    share * n, wherever one looks; random draws would be off by the square root of n. Counts follow
-    from the number of the window alone, and so are exact under resume on any number of ranks.
+    The structure at position k of a data set gets the time (k + 1/2) / share, with shares that sum
+    to 1. A window holds the structures whose times lie between one multiple of its length and the
+    next, sorted by time. So after any n structures, the count of each data set is within
+    (1 + number of data sets) / 2 of share * n. Random draws would deviate by about the square root
+    of n. The counts depend only on the number of the window, so they are exact after resuming on
+    any number of ranks.
     """
 
     first_window: int
-    """Windows before it followed another schedule."""
+    """The first window of this schedule; earlier windows followed another one."""
     length: int
-    """Structures in a window, up to one more or less of each data set."""
+    """Structures in a window, up to one more or less from each data set."""
     shares: dict[str, float]
     """Name of each data set -> share of the structures; they sum to 1."""
     starts: dict[str, int]
@@ -83,16 +84,16 @@ class Schedule:
         return self.starts[name] + max(0, math.ceil(self.shares[name] * time - 0.5))
 
     def time(self, name: str, position: float) -> float:
-        """The time of a structure, counted from the beginning of `first_window`."""
+        """The time of the structure at a position, counted from the start of `first_window`."""
         return (position - self.starts[name] + 0.5) / self.shares[name]
 
     def followed_by(self, window: int, length: int, shares: dict[str, float]) -> Schedule:
-        """A schedule of other shares that begins with `window`, where this one is then."""
+        """A schedule with new shares that takes over from this one at `window`."""
         starts = {name: self.position(name, window) for name in self.shares}
         return Schedule(window, length, shares, starts)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The schedule as JSON content."""
         sources = {name: [self.starts[name], share] for name, share in self.shares.items()}
         return {"first_window": self.first_window, "length": self.length, "sources": sources}
 
@@ -105,10 +106,11 @@ class Schedule:
 
 
 class Mixture(WindowStream):
-    """Batches with structures of several data sets; each goes through epochs of its own.
+    """Batches with structures of several data sets, each with its own epochs.
 
-    Every data set keeps the order of structures that it has alone. A window of the mixture is as
-    long as one window of each of them, so that few windows of a data set are read by two ranks.
+    The structures of each data set come in the same order as without the mixture. A window of the
+    mixture is about as long as one window of each data set together, so that few windows of a data
+    set are read by two ranks.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Mixture(WindowStream):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """`shares` of the structures need not sum to 1."""
+        """Mix `sources` by `shares` of the structures, one per source; they need not sum to 1."""
         super().__init__(config, rank, world_size)
         self.sources = {source.name: source for source in sources}
         names = list(self.sources)
@@ -142,7 +144,10 @@ class Mixture(WindowStream):
 
     @property
     def windows_per_epoch(self) -> int:
-        """Windows that hold every structure of every data set at least once, without weights."""
+        """Number of windows that hold every structure of every data set at least once.
+
+        This holds without weights.
+        """
         times = [
             source.num_structures / self.schedule.shares[name]
             for name, source in self.sources.items()
@@ -151,22 +156,22 @@ class Mixture(WindowStream):
 
     @property
     def description(self) -> str:
-        """The folders."""
+        """The folders, for error messages."""
         return ", ".join(str(source.folder) for source in self.sources.values())
 
     def structures(self, window: int) -> Iterator[tuple[Source, Structure]]:
-        """The structures of a window in their order, each with its data set."""
+        """Yield the structures of a window in order, each with its data set."""
         schedule = self._schedule_of(window)
         streams = [
             _timed_structures(schedule, name, source, window)
             for name, source in self.sources.items()
         ]
-        # equal times go by the order of the data sets
+        # structures with equal times are in the order of the data sets
         for _, source, structure in heapq.merge(*streams, key=lambda entry: entry[0]):
             yield source, structure
 
     def graphs(self, window: int) -> Iterator[Batch]:
-        """The structures of a window in their order, each a batch of one."""
+        """Yield the structures of a window in order, each as a batch of one."""
         for source, structure in self.structures(window):
             yield source.graph(structure)
 
@@ -176,20 +181,21 @@ class Mixture(WindowStream):
         return self._schedule_of(window).position(name, window) // source.num_structures
 
     def state(self) -> dict[str, Any]:
-        """The state of this rank, JSON-ready.
+        """The state of this rank, as JSON content.
 
-        It holds the weights, because fitting them again would delay every resume.
+        The weights are included, because fitting them again would delay every resume.
         """
         weights = {name: source.weights.to_dict() for name, source in self.sources.items()}
         schedules = [schedule.to_dict() for schedule in self._schedules]
         return self.progress.to_dict() | {"schedules": schedules, "weights": weights}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Continue from the states of all ranks, whose number may have been another.
+        """Resume from the states of all ranks; their number may differ from the present one.
 
-        Where the shares have changed, windows that have begun keep the old ones. So every structure
-        still comes once in the epoch of its data set.
-        Raises StreamError for other data sets than those of the run.
+        If the shares have changed, windows that were already begun keep the old shares. So every
+        structure still appears once in each epoch of its data set.
+
+        Raises StreamError if the data sets differ from those of the saved run.
         """
         saved = states[0].get("schedules")
         if saved is None:
@@ -213,7 +219,7 @@ class Mixture(WindowStream):
         self._schedules = [
             schedule
             for schedule, following in zip(schedules, [*schedules[1:], None], strict=True)
-            # a schedule whose windows are all finished is no longer needed
+            # drop schedules whose windows are all finished
             if following is None or following.first_window > unfinished
         ]
 
@@ -239,7 +245,7 @@ class Mixture(WindowStream):
 def _timed_structures(
     schedule: Schedule, name: str, source: Source, window: int
 ) -> Iterator[tuple[float, Source, Structure]]:
-    """What a window holds of one data set: time, data set, structure."""
+    """Yield (time, data set, structure) for one data set's structures in a window."""
     first = schedule.position(name, window)
     last = schedule.position(name, window + 1)
     for position, structure in source.between(first, last):
@@ -247,9 +253,10 @@ def _timed_structures(
 
 
 def shares_of(sources: Sequence[Source], config: MixingConfig) -> np.ndarray:
-    """Shares of the structures, not yet normalised, for `sources` in their order.
+    """The share of the structures for each source, in order and not normalised.
 
-    Raises StreamError where the stated shares do not fit the folders.
+    Raises StreamError if the stated shares do not match the folders, if two folders have the same
+    name, or if edges are counted in a data set without edges.
     """
     names = _names_of([source.folder for source in sources], config)
     sizes = np.array([_size_of_structure(source, config.count) for source in sources])
@@ -258,20 +265,22 @@ def shares_of(sources: Sequence[Source], config: MixingConfig) -> np.ndarray:
     else:
         numbers = np.array([source.num_structures for source in sources])
         shares = (numbers * sizes) ** (1.0 / config.temperature)
-    # a data set of large structures gives its share with fewer of them
+    # a data set with large structures needs fewer of them to reach its share
     return shares / sizes
 
 
 def shares_of_levels(
     sources: Sequence[Source], sizes: Sequence[int], config: MixingConfig
 ) -> np.ndarray:
-    """Shares of the positions, not yet normalised, for `sources` of one level of theory each.
+    """The share of the positions for each source of a single level, in order and not normalised.
 
-    sizes: structures of the level in each source.
+    sizes: number of structures of the level in each source.
 
-    Sources of one level divide its share by size and temperature. A source has positions for
-    structures of other levels too, which stay empty, so it needs as many more of them.
-    Raises StreamError where the stated shares do not fit the levels.
+    Sources of the same level divide its share by size and temperature. In each source, structures
+    of other levels occupy positions but are left out. Its share of positions is therefore larger
+    than its share of structures.
+
+    Raises StreamError if the stated shares do not match the levels.
     """
     _names_of(list(dict.fromkeys(source.folder for source in sources)), config)
     levels = [source.only_level for source in sources]
@@ -289,7 +298,7 @@ def shares_of_levels(
 
 
 def _size_of_structure(source: Source, count: Count) -> float:
-    """How much of what shares count a structure has on average."""
+    """Mean size of a structure in the unit that shares count: 1, its atoms, or its edges."""
     if count == "structures":
         return 1.0
     if count == "atoms":
@@ -305,7 +314,10 @@ def _size_of_structure(source: Source, count: Count) -> float:
 
 
 def _names_of(folders: Sequence[Path], config: MixingConfig) -> list[str]:
-    """The names of the data sets; raises StreamError unless they differ and stated shares fit."""
+    """The names of the data sets.
+
+    Raises StreamError if two names are equal or if the stated shares do not match them.
+    """
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         raise StreamError(

@@ -1,4 +1,4 @@
-"""Batches filled up to an edge budget and an atom budget, from a short look-ahead."""
+"""Pack structures into batches within a budget of edges and atoms, with a short look-ahead."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..batch import Batch
 def pack(
     graphs: Iterator[Batch], edge_budget: int, atom_budget: int, look_ahead: int
 ) -> Iterator[list[Batch]]:
-    """Group structures, each a batch of one, into lists that fill both budgets.
+    """Group structures, each given as a batch of one, into lists within both budgets.
 
-    A list begins with the oldest of `look_ahead` waiting structures. Then it takes the largest one
-    that still fits, until none does. With a look-ahead of 1, the order stays as it is. A structure
-    that alone exceeds a budget makes a list of its own.
+    Up to `look_ahead` structures wait to be packed. A list starts with the oldest of them, and
+    then takes the largest one that still fits, until none does. With a look-ahead of 1, the order
+    does not change. A structure that alone exceeds a budget gets a list to itself.
     """
     waiting: list[Batch] = []
     exhausted = False
@@ -23,7 +23,7 @@ def pack(
         edges = 0
         atoms = 0
         while True:
-            # refill after every structure, so that the choice is always among `look_ahead`
+            # refill after every structure, so that there are always `look_ahead` to choose from
             while not exhausted and len(waiting) < look_ahead:
                 graph = next(graphs, None)
                 if graph is None:
@@ -46,7 +46,7 @@ def pack(
 
 
 def _largest_that_fits(waiting: list[Batch], edges: int, atoms: int) -> int | None:
-    """Index of the waiting structure with the most edges that fits, the oldest of equals."""
+    """Index of the fitting structure with the most edges, on ties the oldest; None without any."""
     fitting = (
         index
         for index, graph in enumerate(waiting)

@@ -1,4 +1,4 @@
-"""A thread that prepares items while the caller uses the previous ones."""
+"""Prepare items in a thread while the caller uses the previous ones."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from typing import Any
 
 
-# how long the thread waits for room before it looks whether it should stop
+# seconds for which the thread waits for room in the queue before it checks whether to stop
 STOP_INTERVAL = 0.1
 
 
 def prefetch(items: Iterator[Any], depth: int) -> Iterator[Any]:
-    """Run an iterator in a thread, at most `depth` items ahead.
+    """Run an iterator in a thread, at most `depth` items ahead, and yield its items.
 
-    Exceptions of the iterator are raised here, after the items before them. Closing this generator
+    An exception of the iterator is raised here, after all items before it. Closing this generator
     stops the thread.
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     stop = threading.Event()
 
     def put(kind: str, value: Any) -> None:
-        # without a timeout, a full queue would keep the thread alive after the caller has left
+        # without a timeout, the thread would block on a full queue after the caller has stopped
         while not stop.is_set():
             try:
                 ready.put((kind, value), timeout=STOP_INTERVAL)
@@ -37,7 +37,7 @@ def prefetch(items: Iterator[Any], depth: int) -> Iterator[Any]:
                 if stop.is_set():
                     return
             put("end", None)
-        # also an interruption: the caller must not wait forever for a thread that has ended
+        # BaseException, because the caller must not wait for a thread that was interrupted
         except BaseException as error:
             put("error", error)
 

@@ -1,8 +1,8 @@
 """One data set as the stream reads it: windows of shuffled structures, through all epochs.
 
-The order is a function of (seed, epoch) alone. Blocks (row groups) are permuted, and a number of
-them in a row, `window_blocks`, make a window. The structures of a window are copied by weight and
-shuffled.
+The order of structures depends only on (seed, epoch). The blocks (Parquet row groups) are permuted,
+and each run of `window_blocks` consecutive blocks forms a window. The structures of a window are
+repeated according to their weights and shuffled.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from ..structure import Structure
 from .config import StreamConfig
 
 
-# 131,072 structures fix the scale of the weights to some parts in a thousand
+# 512 blocks have 131,072 structures, which determine the scale of the weights to a few parts in a
+# thousand
 FITTED_BLOCKS = 512
-# structures whose neighbours are counted to learn how many edges an atom of the data set has
+# structures whose neighbours are counted to estimate the number of edges per atom
 MEASURED_STRUCTURES = 256
 
 
@@ -48,13 +49,16 @@ class Source:
     ) -> None:
         """Open a data set.
 
-        cutoff: of the neighbour lists, A.
-        levels_of_theory: heads of the model, in their order.
-        dtype: precision of labels that need not be exact.
-        weights: importance weights that other virtual ranks share; they are fitted once.
-        only_level: leave out structures of other levels of theory; their positions stay empty.
+        config: batch limits, order and weights of the stream.
+        cutoff: cutoff of the neighbour lists, A.
+        levels_of_theory: the model's heads, in order.
+        split: the split to read.
+        dtype: precision of labels that are not `exact` (see `core.labels`).
+        weights: importance weights shared with other virtual ranks, so that they are fitted once.
+        only_level: if given, structures of other levels of theory are left out. They still occupy
+            positions (see `between`).
 
-        Raises BrokenDataSetError for a folder that is not a converted data set.
+        Raises BrokenDataSetError if the folder is not a converted data set.
         """
         self.folder = Path(folder)
         self.only_level = only_level
@@ -66,21 +70,21 @@ class Source:
         self.blocks = BlockReader(folder, split)
         self.windows_per_epoch = -(-len(self.blocks) // config.window_blocks)
         self.shared_weights = weights or SharedWeights()
-        # the window that was opened last, because slices of one window are asked for in a row
+        # cache of the last opened window, because callers read consecutive slices of one window
         self._opened: tuple[int, _OpenWindow] | None = None
-        # the epoch that was looked at last, and where its windows begin
+        # cache of one epoch: its number, and the positions at which its windows begin
         self._starts: tuple[int, list[int]] | None = None
 
     @property
     def name(self) -> str:
-        """Of the source among those of a mixture."""
+        """Name of the source in a mixture: the folder, and the level if only one is read."""
         name = self.folder.name
         return name if self.only_level is None else f"{name}: {self.only_level}"
 
     @property
     def weights(self) -> LevelWeights:
-        """Importance weights, fitted to the data at the first use."""
-        # virtual ranks share them, and each prepares its batches in a thread
+        """Importance weights, fitted to the data on first use."""
+        # locked, because virtual ranks share the weights and prepare their batches in threads
         with self.shared_weights.lock:
             if self.shared_weights.fitted is None:
                 self.shared_weights.fitted = fit_weights(
@@ -90,27 +94,31 @@ class Source:
 
     @cached_property
     def num_structures(self) -> int:
-        """Structures of an epoch, before they are copied by weight."""
+        """Number of structures in an epoch, before they are repeated according to their weights."""
         return sum(self.blocks.sizes)
 
     def window(self, number: int) -> Iterator[Structure]:
-        """The structures of a window, copied by weight and shuffled."""
+        """Yield the structures of a window, repeated according to their weights and shuffled."""
         window = self._open(number)
         yield from window.structures(0, len(window))
 
     def graph(self, structure: Structure) -> Batch:
-        """A structure as a batch of one, with its neighbours."""
+        """Make a batch of one structure, with its neighbours.
+
+        Raises UnknownLevelError if its level of theory is not among the model's heads.
+        """
         element_weight = None
         if self.config.weights.loss:
             element_weight = self.weights.of_level(structure.level_of_theory).per_element()
         return Batch.from_structure(structure, self.cutoff, self.levels, self.dtype, element_weight)
 
     def between(self, first: int, last: int) -> Iterator[tuple[float, Structure]]:
-        """Structures from position `first` up to `last`, each with its own position.
+        """Yield the structures at positions [first, last), each with its own position.
 
-        Positions count the structures of all epochs, one window after the other, before they are
-        copied by weight: where they begin and end is known without reading them. Copies divide the
-        positions of their window evenly, so that adjoining ranges hold every copy once.
+        Positions count the structures of all epochs, window by window, before weights are applied.
+        So the range of positions of a window is known without reading it. The weighted copies in a
+        window are spread evenly over its positions, so that adjacent ranges contain every copy
+        exactly once. The position of a copy may therefore be a fraction.
         """
         while first < last:
             epoch, place, start, size = self._window_at(first)
@@ -126,7 +134,7 @@ class Source:
             first = end
 
     def atoms_per_structure(self) -> float:
-        """Mean number of atoms, of up to FITTED_BLOCKS blocks."""
+        """Mean number of atoms per structure, from up to FITTED_BLOCKS blocks."""
         atoms = 0
         structures = 0
         for numbers, starts, _ in self.blocks.element_lists(FITTED_BLOCKS):
@@ -135,9 +143,10 @@ class Source:
         return atoms / structures
 
     def edges_per_structure(self) -> float:
-        """Mean number of edges, from MEASURED_STRUCTURES structures.
+        """Mean number of edges per structure, estimated from MEASURED_STRUCTURES structures.
 
-        Edges of an atom differ less than those of a structure, so that fewer structures tell them.
+        The sample gives the number of edges per atom, which is then multiplied by the mean number
+        of atoms. Edges per atom vary less than edges per structure, so a small sample is enough.
         """
         atoms = 0
         edges = 0
@@ -148,13 +157,13 @@ class Source:
         return self.atoms_per_structure() * edges / atoms
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The blocks of an epoch as they are read."""
+        """The order in which an epoch reads the blocks."""
         return np.random.default_rng([self.config.seed, epoch]).permutation(len(self.blocks))
 
     def _open(self, number: int) -> _OpenWindow:
         if self._opened is not None and self._opened[0] == number:
             return self._opened[1]
-        # first forget the old one, so that there is never memory for two
+        # drop the old window first, so that two are never in memory together
         self._opened = None
         window = self._read(number)
         self._opened = (number, window)
@@ -166,7 +175,7 @@ class Source:
         chosen = self._order(epoch)[first : first + self.config.window_blocks]
         blocks = [self.blocks.block(int(index)) for index in chosen]
 
-        # rows of each block, those with several copies repeated
+        # rows of each block, repeated by their number of copies
         rows: list[np.ndarray] = []
         for block in blocks:
             copies = np.ones(len(block), dtype=np.int64)
@@ -183,7 +192,7 @@ class Source:
         return _OpenWindow(blocks, owners[shuffled], np.concatenate(rows)[shuffled])
 
     def _window_at(self, position: int) -> tuple[int, int, int, int]:
-        """Epoch and place of the window that holds a position, where it begins, and its size."""
+        """The window that holds a position: its epoch, index in the epoch, first position, size."""
         epoch, within = divmod(position, self.num_structures)
         if self._starts is None or self._starts[0] != epoch:
             sizes = np.array(self.blocks.sizes)[self._order(epoch)]
@@ -198,11 +207,11 @@ class Source:
 
 
 class _OpenWindow:
-    """The blocks of a window, and the order of its structures."""
+    """The blocks of a window in memory, and the order of its structures."""
 
     def __init__(self, blocks: list[Block], owners: np.ndarray, rows: np.ndarray) -> None:
         self._blocks = blocks
-        # lists: Python's own integers index a block three times as fast
+        # lists, because Python integers index a block three times as fast as numpy's
         self._owners: list[int] = owners.tolist()
         self._rows: list[int] = rows.tolist()
 
@@ -210,13 +219,13 @@ class _OpenWindow:
         return len(self._rows)
 
     def structures(self, first: int, last: int) -> Iterator[Structure]:
-        """Structures `first` up to `last` of the order."""
+        """Yield structures [first, last) of the window's order."""
         for place in range(first, last):
             yield self._blocks[self._owners[place]].structure(self._rows[place])
 
 
 class SharedWeights:
-    """The importance weights of one data set, once for all virtual ranks of a process."""
+    """The importance weights of one data set, shared by all virtual ranks of a process."""
 
     def __init__(self) -> None:
         self.fitted: LevelWeights | None = None
@@ -226,7 +235,7 @@ class SharedWeights:
 def fit_weights(
     folder: Path | str, split: str, config: WeightConfig, blocks: BlockReader
 ) -> LevelWeights:
-    """Fit weights to the counts of each level and the elements of up to FITTED_BLOCKS blocks."""
+    """Fit the weights of each level to its counts and to a sample of up to FITTED_BLOCKS blocks."""
     counts = _counts_by_level(folder, split, blocks)
     return LevelWeights.fit(counts, blocks.element_lists(FITTED_BLOCKS), config)
 
@@ -252,7 +261,7 @@ def _counts_by_level(folder: Path | str, split: str, blocks: BlockReader) -> dic
                 counts[name][atomic_numbers[symbol]] = number
         return counts
 
-    # the census counts the elements of a level in training only
+    # the census counts elements by level only for the train split
     for numbers, starts, of_structure in blocks.element_lists():
         present = has_element(numbers, starts)
         for name in np.unique(of_structure):

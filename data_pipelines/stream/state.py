@@ -1,6 +1,6 @@
-"""The state of a stream: which windows are finished, and how much of the open ones is used.
+"""The state of a stream: which windows are finished, and how much of each open window is used.
 
-It names no ranks, so that any number of ranks can continue from it.
+It does not depend on the number of ranks, so any number of ranks can resume from it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 @dataclass
 class StreamState:
-    """Finished windows, and the number of batches used of each open one.
+    """The finished windows, and the number of batches used from each open window.
 
-    Windows are numbered through all epochs. A rank takes every `world_size`-th window, so that the
-    finished windows of one rank are one range, and the state stays below 1 kB however long a run
-    is.
+    Windows are numbered consecutively through all epochs. A rank takes every `world_size`-th
+    window, so its finished windows form a single range, and the state stays below 1 kB however
+    long the run is.
     """
 
     finished: list[tuple[int, int, int]] = field(default_factory=list)
-    """Ranges of windows as (first, last, step)."""
+    """Ranges of windows as (first, last, step); `last` is included."""
     used: dict[int, int] = field(default_factory=dict)
-    """Window -> batches that were taken of it."""
+    """Window -> number of batches that were taken from it."""
 
     def is_finished(self, window: int) -> bool:
         """Whether all batches of a window have been taken."""
@@ -32,13 +32,12 @@ class StreamState:
         return False
 
     def finish(self, window: int) -> None:
-        """Note that all batches of a window have been taken."""
-        # a finished window needs no count of its batches
+        """Record that all batches of a window have been taken."""
         self.used.pop(window, None)
 
         if self.finished:
             first, last, step = self.finished[-1]
-            # a range of one window has no step yet
+            # any step fits a range of one window
             if window > last and (first == last or window == last + step):
                 self.finished[-1] = (first, window, window - last)
                 return
@@ -47,7 +46,7 @@ class StreamState:
     def first_unfinished(self) -> int:
         """The lowest window that is not finished."""
         window = 0
-        # jump over gapless ranges: a long run has finished millions of windows
+        # skip contiguous ranges, because a long run has finished millions of windows
         for first, last, step in sorted(self.finished):
             if first <= window and step == 1:
                 window = max(window, last + 1)
@@ -56,27 +55,30 @@ class StreamState:
         return window
 
     def first_untouched(self) -> int:
-        """The lowest window above all of which any batch was taken."""
+        """The number after the highest window from which any batch was taken."""
         ends = [last for _, last, _ in self.finished]
         return max([*ends, *self.used], default=-1) + 1
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        # JSON has no tuples, and only texts as keys
+        """The state as JSON content."""
+        # JSON has no tuples, and its keys are strings
         finished = [list(entry) for entry in self.finished]
         used = {str(window): number for window, number in self.used.items()}
         return {"finished": finished, "used": used}
 
     @classmethod
     def merge(cls, states: list[dict[str, Any]]) -> StreamState:
-        """The states of all ranks as one, from which any number of ranks can continue."""
+        """Merge the states of all ranks (from `to_dict`) into one.
+
+        Any number of ranks can resume from the result.
+        """
         ranges = set()
         for state in states:
             ranges |= {tuple(entry) for entry in state["finished"]}
         union = cls(sorted(ranges))
         low = union.first_unfinished()
 
-        # everything below `low` is one range; the finished windows above it are listed one by one
+        # all windows below `low` form one range; finished windows above it are added one by one
         below = [(0, low - 1, 1)] if low else []
         merged = cls(below)
         above: set[int] = set()
@@ -86,8 +88,8 @@ class StreamState:
         for window in sorted(above):
             merged.finish(window)
 
-        # A rank that has resumed still holds what the other ranks had used at that checkpoint, so
-        # the largest number is the newest.
+        # After a resume, each rank also holds the old counts of windows that now belong to other
+        # ranks. The largest count is the most recent.
         for state in states:
             for name, number in state["used"].items():
                 window = int(name)

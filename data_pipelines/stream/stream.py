@@ -1,6 +1,6 @@
-"""The stream of one data set: weighted, shuffled, packed batches, exact under resume, without end.
+"""The stream of one data set: an endless series of weighted, packed batches, exactly resumable.
 
-`source.py` says which structures a window holds, `windows.py` how they become batches.
+`source.py` defines which structures a window holds, `windows.py` how they become batches.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ class Stream(WindowStream):
 
     @property
     def windows_per_epoch(self) -> int:
-        """Windows that hold every structure once, without weights."""
+        """Number of windows that hold every structure once, if there are no weights."""
         return self.source.windows_per_epoch
 
     @property
     def description(self) -> str:
-        """The folder."""
+        """The folder, for error messages."""
         return str(self.source.folder)
 
     @property
     def weights(self) -> LevelWeights:
-        """Importance weights, fitted to the data at the first use."""
+        """Importance weights, fitted to the data on first use."""
         return self.source.weights
 
     def window(self, number: int) -> Iterator[Structure]:
-        """The structures of a window, copied by weight and shuffled."""
+        """Yield the structures of a window, repeated according to their weights and shuffled."""
         return self.source.window(number)
 
     def graphs(self, window: int) -> Iterator[Batch]:
-        """The structures of a window in their order, each a batch of one."""
+        """Yield the structures of a window in order, each as a batch of one."""
         return map(self.source.graph, self.source.window(window))
 
     def epoch_of(self, window: int) -> int:
-        """The epoch of a window."""
+        """The epoch of a window, from 0."""
         return window // self.source.windows_per_epoch
 
     def state(self) -> dict[str, Any]:
-        """The state of this rank, JSON-ready, below 10 kB.
+        """The state of this rank, as JSON content of less than 10 kB.
 
-        It holds the weights, because fitting them again would delay every resume.
+        The weights are included, because fitting them again would delay every resume.
         """
         return self.progress.to_dict() | {"weights": self.weights.to_dict()}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Continue from the states of all ranks, whose number may have been another."""
+        """Resume from the states of all ranks; their number may differ from the present one."""
         self._continue_from(states)
         self.source.shared_weights.fitted = LevelWeights.from_dict(states[0]["weights"])

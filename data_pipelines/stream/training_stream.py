@@ -1,4 +1,4 @@
-"""What the training loop needs of a stream: of one data set, a mixture, or virtual ranks."""
+"""The interface of a stream for the training loop."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from ..batch import Batch
 
 
 class StreamError(EvenfieldError):
-    """A training stream that cannot give what its settings ask for."""
+    """A training stream cannot be built as its settings demand, or has nothing to yield."""
 
 
 class TrainingStream(Protocol):
-    """Batches of one rank without end, resumable from the states of all ranks."""
+    """An endless stream of one rank's batches, resumable from the states of all ranks.
+
+    Implemented by `Stream` (one data set), `Mixture` (several) and `VirtualRanks`.
+    """
 
     @property
     def num_virtual_ranks(self) -> int:
-        """Batches that one step takes from this rank, or a multiple of it."""
+        """Number of virtual ranks here; a step takes this many batches, or a multiple of it."""
 
     @property
     def epoch(self) -> int:
         """The epoch of the next batch, from 0."""
 
     def batches(self) -> Generator[Batch, None, None]:
-        """The batches from the current state on; the state advances as each one is taken."""
+        """Yield batches from the current state on; the state advances with each batch."""
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs of this rank, JSON-ready."""
+        """The state of this rank for `load_state`, as JSON content."""
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Continue from the states of all ranks, whose number may have been another."""
+        """Resume from the states of all ranks; their number may differ from the present one."""

@@ -1,9 +1,9 @@
-"""Virtual ranks: the batches of a step stay the same when the number of real ranks changes.
+"""Virtual ranks keep the batches of a step the same when the number of real ranks changes.
 
-A virtual rank is the stream that one rank would read if there were as many ranks as virtual ones. A
-real rank serves one or several of them. A step takes the same number of batches from every virtual
-rank, so its global batch depends on their number alone. With `stream.lanes` set, a run may change
-its number of ranks and still learn from the very same batches.
+With V virtual ranks, each virtual rank is the stream that one of V real ranks would read. A real
+rank serves one or several virtual ranks. A step takes the same number of batches from every virtual
+rank, so its global batch depends only on V. With `stream.lanes` set to V, a run may resume on
+another number of ranks and still train on exactly the same batches.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from ..batch import Batch
 from .training_stream import StreamError, TrainingStream
 
 
-# key of the state; stored checkpoints contain it
+# key in the state; it must not change, because stored checkpoints contain it
 STATE_KEY = "lanes"
 
 
 class VirtualRanks:
-    """The virtual ranks that one real rank serves; their batches come in turn."""
+    """The virtual ranks that one real rank serves; it takes batches from them in turn."""
 
     def __init__(self, streams: Sequence[TrainingStream]) -> None:
         self.streams = streams
 
     @property
     def num_virtual_ranks(self) -> int:
-        """Virtual ranks that this rank serves; a step takes as many batches, or a multiple."""
+        """Number of virtual ranks here; a step takes this many batches, or a multiple of it."""
         return len(self.streams)
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next batch of the first virtual rank."""
+        """The epoch of the first virtual rank's next batch."""
         return self.streams[0].epoch
 
     def batches(self) -> Generator[Batch, None, None]:
-        """One batch of each virtual rank after the other, each prepared in a thread of its own."""
+        """Yield batches from the virtual ranks in turn; each prepares its batches in a thread."""
         sources = [stream.batches() for stream in self.streams]
         try:
             for source in itertools.cycle(sources):
@@ -48,11 +48,11 @@ class VirtualRanks:
                 source.close()
 
     def state(self) -> dict[str, Any]:
-        """The states of the virtual ranks, JSON-ready."""
+        """The states of the virtual ranks, as JSON content."""
         return {STATE_KEY: [stream.state() for stream in self.streams]}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Continue from the states of all virtual ranks; see `states_of_virtual_ranks`."""
+        """Resume from the states of all virtual ranks; see `states_of_virtual_ranks`."""
         for stream in self.streams:
             stream.load_state(states)
 
@@ -60,7 +60,7 @@ class VirtualRanks:
 def virtual_ranks_of(num_virtual_ranks: int, rank: int, world_size: int) -> list[int]:
     """The virtual ranks that a real rank serves.
 
-    Raises StreamError where the real ranks would not serve equally many.
+    Raises StreamError if the virtual ranks cannot be divided evenly among the real ranks.
     """
     if num_virtual_ranks % world_size:
         raise StreamError(
@@ -71,7 +71,7 @@ def virtual_ranks_of(num_virtual_ranks: int, rank: int, world_size: int) -> list
 
 
 def states_of_virtual_ranks(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """States of real ranks, which served one virtual rank or several, as those of virtual ranks."""
+    """Flatten the states of real ranks to the states of all virtual ranks that they served."""
     flat = []
     for state in states:
         flat += state.get(STATE_KEY, [state])

@@ -1,11 +1,12 @@
-"""The windows of one rank: packed into batches, prepared ahead, exact under resume, without end.
+"""The endless windows of one rank, packed into batches ahead of time and exactly resumable.
 
-Windows are numbered through the whole run, and what a window holds depends on its number alone.
-Window g belongs to rank g % world_size. No rank waits for another at the end of an epoch.
-State:
-  Which windows are finished, and how many batches of the open ones were used. It names no ranks, so
-  another number of ranks can continue, and every structure still comes once in an epoch (or as
-  often as its weight says).
+A window is a run of shuffled structures. Windows are numbered consecutively through the whole run,
+and the content of a window depends only on its number. Window g belongs to rank g % world_size. No
+rank waits for another at the end of an epoch.
+
+The state records which windows are finished, and how many batches of each open window were used. It
+does not mention ranks, so a run can resume with another number of ranks. Every structure still
+appears once in an epoch (or as often as its weight says).
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from .state import StreamState
 from .training_stream import StreamError
 
 
-# batches that wait for the training loop; more would only take memory
+# batches prepared ahead of the training loop; more would only use memory
 PREFETCHED_BATCHES = 4
 
 
 class WindowStream(ABC):
-    """Training batches for one rank or one virtual rank; a subclass says what a window holds."""
+    """Training batches for one rank or virtual rank; subclasses define the content of a window."""
 
     num_virtual_ranks = 1
 
@@ -41,22 +42,22 @@ class WindowStream(ABC):
         self.rank = rank
         self.world_size = world_size
         self.progress = StreamState()
-        # no window of this rank below the cursor is unfinished
+        # all windows of this rank below the cursor are finished
         self._cursor = rank
 
     @property
     @abstractmethod
     def windows_per_epoch(self) -> int:
-        """Windows that hold every structure at least once, without weights."""
+        """Number of windows that hold every structure at least once, if there are no weights."""
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """The folders, for errors."""
+        """The folders, for error messages."""
 
     @abstractmethod
     def graphs(self, window: int) -> Iterator[Batch]:
-        """The structures of a window in their order, each a batch of one."""
+        """Yield the structures of a window in order, each as a batch of one."""
 
     @abstractmethod
     def epoch_of(self, window: int) -> int:
@@ -68,10 +69,10 @@ class WindowStream(ABC):
         return self.epoch_of(self._next_window())
 
     def batches(self) -> Generator[Batch, None, None]:
-        """This rank's batches, epoch after epoch; the state advances as each one is taken.
+        """Yield this rank's batches without end; the state advances with each batch.
 
-        A thread prepares the next batches while the caller computes: Arrow, vesin and torch release
-        Python's lock. Raises StreamError if no structure is within the budgets.
+        A thread prepares the next batches while the caller computes, since Arrow, vesin and torch
+        release the GIL. Raises StreamError if no structure is within the budgets.
         """
         for batch, window, used, is_last in prefetch(self._produce(), PREFETCHED_BATCHES):
             self.progress.used[window] = used
@@ -81,7 +82,7 @@ class WindowStream(ABC):
                 yield batch
 
     def _continue_from(self, states: list[dict[str, Any]]) -> None:
-        """Take up the progress of all ranks, whose number may have been another."""
+        """Merge the progress of all ranks; their number may differ from the present one."""
         self.progress = StreamState.merge(states)
         self._cursor = self.rank
 
@@ -91,11 +92,11 @@ class WindowStream(ABC):
         return self._cursor
 
     def _produce(self) -> Iterator[tuple[Batch | None, int, int, bool]]:
-        """Batch, its window, batches of the window used with this one, and whether it is the last.
+        """Yield (batch, window, number of the batch in its window from 1, whether it is the last).
 
-        An empty window gives None instead of a batch, so that it is finished too.
+        An empty window yields None as its batch, so that it gets marked as finished too.
         """
-        # a copy, because the state of the stream advances while the thread is ahead
+        # a copy, because the caller changes the stream's state while this thread runs ahead
         start = StreamState(list(self.progress.finished), dict(self.progress.used))
         empty_windows = 0
         for window in itertools.count(self._next_window(), self.world_size):
@@ -103,14 +104,14 @@ class WindowStream(ABC):
                 continue
             number = 0
             for number, (graphs, is_last) in enumerate(_mark_last(self._packed(window)), start=1):
-                # packing is repeated up to the first unused batch: it depends on all before
+                # used batches must be packed again, because the packing depends on all before
                 if number > start.used.get(window, 0):
                     yield self._join(graphs), window, number, is_last
 
             if number:
                 empty_windows = 0
                 continue
-            # its structures have no copies in this epoch, or none fits the budgets
+            # the window's structures have no copies in this epoch, or none fits the budgets
             yield None, window, 0, True
             empty_windows += 1
             if empty_windows > 2 * self.windows_per_epoch:
@@ -122,7 +123,7 @@ class WindowStream(ABC):
                 )
 
     def _join(self, graphs: list[Batch]) -> Batch:
-        """One batch; page-locked if there is a GPU, so that copying overlaps with computing."""
+        """Join graphs to one batch; it is page-locked if there is a GPU, for faster transfer."""
         batch = Batch.join(graphs)
         return batch.pin_memory() if torch.cuda.is_available() else batch
 
@@ -150,7 +151,7 @@ class WindowStream(ABC):
 
 
 def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
-    """Each item, and whether it is the last."""
+    """Yield each item with a flag that is True for the last one."""
     held = next(items, None)
     while held is not None:
         following = next(items, None)
