@@ -31,7 +31,7 @@ from rich.progress import track
 from evenfield.core.figures.style import STYLE
 from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.stream.config import StreamConfig
-from evenfield.model_zoo.network.gaunt import backbone
+from evenfield.model_zoo.network.gaunt import layer
 from evenfield.model_zoo.network.gaunt.config import GauntConfig
 from evenfield.pretrain.config import PretrainConfig
 
@@ -59,7 +59,7 @@ VARIATIONS = [
 def varied(name: str) -> Iterator[list[str]]:
     """The settings of a variation; what is no setting is taken out of the code for the while."""
     if name == "no bound on the message":
-        with patch.object(backbone, "soft_norm", lambda x: x):
+        with patch.object(layer, "soft_norm", lambda x: x):
             yield []
     elif name.startswith("cutoff="):
         edges = (

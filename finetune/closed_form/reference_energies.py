@@ -288,8 +288,11 @@ def _left_out_error(
 
 def _parts(structures: list[Structure]) -> list[np.ndarray]:
     """Indices of the structures in at most MAX_PARTS parts; copies stay in one part."""
-    index_of = {id(structure): index for index, structure in enumerate(structures)}
-    groups = [[index_of[id(one)] for one in group] for group in alike(structures)]
+    # the same object may be given twice
+    places: dict[int, list[int]] = {}
+    for index, structure in enumerate(structures):
+        places.setdefault(id(structure), []).append(index)
+    groups = [[places[id(one)].pop(0) for one in group] for group in alike(structures)]
     num_parts = min(MAX_PARTS, len(groups))
     parts = []
     for first in range(num_parts):

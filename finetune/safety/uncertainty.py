@@ -415,8 +415,15 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
 
     The logarithm of the error is fitted by a power of each ingredient, an offset that all elements
     share, and one of each element.
+
+    Raises TooFewStructuresError without forces.
     """
     labelled = np.isfinite(seen.error) & np.isfinite(seen.ingredients).all(0)
+    if not labelled.any():
+        raise TooFewStructuresError(
+            "no structure has forces, which the spread is fitted to",
+            remedy="name data with forces",
+        )
     numbers = seen.numbers[labelled]
     ingredients = seen.ingredients[:, labelled]
     target = np.log(seen.error[labelled] + FORCE_FLOOR)

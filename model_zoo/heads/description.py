@@ -46,6 +46,7 @@ RESERVED = frozenset(all_outputs) | {
     "forces_std",
     "inside",
     "max_committee_disagreement",
+    "stress_radius",
 }
 NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 

@@ -66,7 +66,7 @@ def check_options(options: Sequence[str]) -> None:
     for option in options:
         name = option.lstrip("-").partition("=")[0].partition(" ")[0]
         # a short option may have its value attached, such as -Jname
-        letter = "" if option.startswith("--") else option[1:2]
+        letter = option[1:2] if re.match("-[A-Za-z]", option) else ""
         is_reserved = name in RESERVED or letter in RESERVED
         if not re.fullmatch(r"--?[A-Za-z][^\n\r]*", option) or is_reserved:
             why = "belongs to the loop" if is_reserved else "is no option of sbatch"

@@ -563,8 +563,9 @@ class _Loop:
     def _finish(self, ended: str) -> Learned:
         """Put the page, the model and the data set where a user looks for them."""
         page = self._write_page(ended)
-        models = [self._model_in(folder) for folder in (self.out / ROUNDS).iterdir()]
-        models = [model for model in models if model.exists()]
+        # by number: as a name, round 1000 would come before 999
+        rounds = sorted((self.out / ROUNDS).iterdir(), key=lambda folder: int(folder.name))
+        models = [model for folder in rounds if (model := self._model_in(folder)).exists()]
         if not models:
             # nothing was flagged at all: the model knew everything that it met
             return Learned(None, None, page, ended, self.rounds)
@@ -585,10 +586,10 @@ class _Loop:
         )
         write_data_set(self.structures, data, origin, about, overwrite=True)
 
+        newest = models[-1]
         model = self.out / "model"
         with replace_folder(model) as new:
-            # folders of rounds have numbers with zeros in front: the newest is the last by name
-            copy_folder(max(models), new)
+            copy_folder(newest, new)
         return Learned(model, data, page, ended, self.rounds)
 
     def _write_page(self, state: str) -> Path:

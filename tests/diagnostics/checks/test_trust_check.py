@@ -24,7 +24,12 @@ from evenfield.diagnostics.check import CheckedModel, CheckError, Figure
 from evenfield.diagnostics.checks import trust
 from evenfield.finetune.safety import uncertainty
 from evenfield.finetune.safety.trust import attach_trust
-from evenfield.finetune.safety.uncertainty import Observed, calibrated
+from evenfield.finetune.safety.uncertainty import (
+    Observed,
+    TooFewStructuresError,
+    calibrated,
+    with_spread,
+)
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 from evenfield.model_zoo.package.folder import attach
 from evenfield.model_zoo.uncertainty.conformal import Scores
@@ -319,3 +324,10 @@ def test_another_chemistry_of_unlearned_elements_is_not_judged(
     _, text = check(folder, data_set, "--outside", tmp_path / "mixed")
     assert "mixed: left out: 1 at 'EMT' with Ti, not learned" in text
     assert f"of {sum(map(len, metals))} atoms are inside" in text
+
+
+def test_labels_without_forces_are_named() -> None:
+    seen = drawn(0)
+    without = replace(seen, force_error=np.full_like(seen.force_error, np.nan))
+    with pytest.raises(TooFewStructuresError, match="no structure has forces"):
+        with_spread(made_up(), without)

@@ -11,6 +11,7 @@ import torch
 from evenfield.finetune.closed_form.reference_energies import (
     KNOWN_WIDTH,
     NoEnergyError,
+    _parts,
     refit_reference_energies,
 )
 from evenfield.model_zoo.evaluation.evaluation import predict
@@ -218,3 +219,9 @@ def test_isolated_atoms_that_the_model_does_not_know_leave_the_crystals_alone(po
     report = refit_reference_energies(potential, 0, [atom, *copper], known=set())
     assert error(potential, copper) < 0.1
     assert report.isolated_atoms["Cu"] == pytest.approx(3.0, abs=0.1)
+
+
+def test_copies_of_one_object_are_left_out_together(train_structures) -> None:
+    one, other = train_structures[:2]
+    parts = _parts([one, other, one])
+    assert [part.tolist() for part in parts] == [[0, 2], [1]]

@@ -259,6 +259,9 @@ def test_what_cannot_be_submitted_is_refused(
     for option in ("--array=0-3", "-a 0-3", "-Jmine", "--output=x", "cpu", "--a\nrm", "--wrap=x"):
         with pytest.raises(SettingsError, match="slurm: "):
             check_options([option])
+    # the second letter of a word is no short option
+    with pytest.raises(SettingsError, match="'partition=cpu' is no option of sbatch"):
+        check_options(["partition=cpu"])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SettingsError, match="no sbatch and no squeue on the PATH"):
         check_options([])
