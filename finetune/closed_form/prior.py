@@ -119,8 +119,7 @@ class PriorChoice:
     error_after: float
     """The same with the mixture."""
     held_out: dict[str, float]
-    """Label -> RMS error with the mixture, in units of the noise; only labels that the data have.
-    """
+    """Label -> RMS error with the mixture, in units of the noise, for labels that the data have."""
     errors: dict[str, FoldErrors]
     """Label -> absolute errors with the mixture, in eV/atom, eV/A and eV/A^3."""
 
