@@ -21,14 +21,14 @@ from .check import CheckGroup
 check_app = typer.Typer(
     cls=CheckGroup,
     no_args_is_help=True,
-    help="Checks of a model; all but `trust` and `baselines` need no labels.",
+    help="Checks of a model; all but `trust`, `baselines`, `noise` and `linescan` need no data.",
 )
 
 
 # without a callback or a second command, typer would turn the group into a single command
 @check_app.callback()
 def check() -> None:
-    """Checks of a model; all but `trust` and `baselines` need no labels."""
+    """Checks of a model; all but `trust`, `baselines`, `noise` and `linescan` need no data."""
 
 
 @check_app.command("compare")
