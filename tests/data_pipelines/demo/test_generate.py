@@ -248,7 +248,7 @@ def test_every_builder_gives_a_bare_structure(seed, family):
     assert 1 <= len(atoms) <= 32
     assert np.isfinite(atoms.positions).all()
     assert set(atoms.arrays) == {"numbers", "positions"}
-    assert atoms.info["config_type"] in CONFIG_TYPES | {"organic"}
+    assert atoms.info["config_type"] in CONFIG_TYPES | {"organic", "even_cluster"}
     assert np.array_equal(atoms.positions, atoms.positions.round(6))
     if family == "metal":
         assert 8 < atoms.get_volume() / len(atoms) < 70  # A^3; the upper end are slabs
