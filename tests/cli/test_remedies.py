@@ -54,6 +54,8 @@ PRINTED_BY = {
     "core/workers.py": ["data convert", "data corpus", "data enrich", "data generate"],
     "data_pipelines/convert/convert.py": ["data convert", "data corpus"],
     "diagnostics/check.py": CHECKS,
+    "diagnostics/checks/linescan.py": ["check linescan"],
+    "diagnostics/checks/noise.py": ["check noise"],
     "diagnostics/checks/sanity.py": ["check sanity"],
     "diagnostics/sanity/battery.py": ["check sanity", "check physics"],
     "diagnostics/sanity/compare.py": ["check compare"],
