@@ -65,7 +65,7 @@ NOT_TRAINED = ("pretrained", "step0")
 
 
 class QuickstartConfig(Settings):
-    """Size of the quick start; the defaults take seven to thirteen minutes on two cores."""
+    """Size of the quick start; the defaults take about nine minutes on two fast cores."""
 
     num_structures: int = Field(default=2500, gt=0, description="structures of demo data to make")
     even_test: int = Field(
