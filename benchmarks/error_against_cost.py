@@ -70,10 +70,11 @@ def points(rows: list[dict[str, Any]], budget: float, atoms: int) -> dict[Key, d
     if not samples:
         sys.exit(f"no row has a budget of {budget:g} s and the time of inference at {atoms} atoms")
     names = ("microseconds_per_atom", *FIGURES)
-    found = {}
+    found: dict[Key, dict[str, float]] = {}
     for key, values in samples.items():
-        means = np.exp(np.log(values).mean(axis=0))
-        found[key] = dict(zip(names, map(float, means), strict=True)) | {"seeds": len(values)}
+        geometric_means = np.exp(np.log(values).mean(axis=0)).tolist()
+        found[key] = dict(zip(names, geometric_means, strict=True))
+        found[key]["seeds"] = len(values)
 
     def by_model_and_cost(key: Key) -> tuple[int, float]:
         return MODELS.index(key[0]), found[key]["microseconds_per_atom"]
@@ -98,10 +99,13 @@ def table(found: dict[Key, dict[str, float]]) -> str:
     for key in sorted(found, key=lambda key: found[key]["force_mae"]):
         row = found[key]
         model, size = key
-        name = model if is_beaten(key, found) else f"**{model}**"
-        errors = [f"{factor * row[figure]:.3g}" for figure, (_, factor) in FIGURES.items()]
-        cost = f"{row['microseconds_per_atom']:.3g}"
-        lines.append(" | ".join([name, str(size), cost, *errors, str(row["seeds"])]))
+        cells = [model if is_beaten(key, found) else f"**{model}**"]
+        cells.append(str(size))
+        cells.append(f"{row['microseconds_per_atom']:.3g}")
+        for name, (_, factor) in FIGURES.items():
+            cells.append(f"{factor * row[name]:.3g}")
+        cells.append(str(row["seeds"]))
+        lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
 
 
@@ -119,8 +123,14 @@ def draw(found: dict[Key, dict[str, float]], title: str, path: Path) -> None:
             errors = [factor * row[name] for row in own.values()]
             axes.plot(costs, errors, f"{marker}-", color=colour, label=model)
             for size, cost, error in zip(own, costs, errors, strict=True):
-                place = {"xytext": (4, 4), "textcoords": "offset points"}
-                axes.annotate(str(size), (cost, error), color=colour, fontsize=9, **place)
+                axes.annotate(
+                    str(size),
+                    (cost, error),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    color=colour,
+                    fontsize=9,
+                )
         axes.set(xscale="log", yscale="log", xlabel="inference (microseconds per atom)")
         axes.set_ylabel(label)
         plain_log_ticks(axes.xaxis)

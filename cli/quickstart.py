@@ -269,9 +269,10 @@ def _pretraining(
 ) -> Step:
     """A pretraining; the two differ only by the names of their data sets and by `settings`."""
     folders = [str(out / name) for name in data]
+    source = folders[0] if len(folders) == 1 else f"[{','.join(folders)}]"
     words = [
         "pretrain",
-        f"data={folders[0] if len(folders) == 1 else '[' + ','.join(folders) + ']'}",
+        f"data={source}",
         f"out={out / name}",
         "licence=Apache-2.0",
         f"max_steps={config.max_steps}",

@@ -220,6 +220,13 @@ class CheckResult:
             return None
         return all(figure.passed for figure in self.figures)
 
+    def write_pictures(self, folder: Path) -> None:
+        """Write the pictures into a folder, which is made if it is not there. Raises FileError."""
+        with file_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in self.pictures.items():
+                write_atomically(folder / name, content)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything except the pictures, JSON-ready."""
         return {

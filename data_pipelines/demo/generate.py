@@ -199,7 +199,7 @@ def _make(
     only: FamilyName | None,
     number: int,
 ) -> tuple[list[Atoms], list[Failure]]:
-    """Structures 0 to `number` of one kind."""
+    """The first `number` structures of one kind, and the candidates that got no label."""
     frames = []
     failures = []
     make = partial(labelled_structure, seed, only=only)

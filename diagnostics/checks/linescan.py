@@ -29,6 +29,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import chemical_symbols
 
 from ..check import CheckedModel, CheckError, CheckResult, Figure, OtherCalculator
+from ..sanity.plots import curves_png
 from ..sanity.verdicts import with_progress
 from .trust import answerable
 
@@ -36,7 +37,6 @@ from .trust import answerable
 LEAST = "least variance"
 MOST = "most variance"
 RANDOM = "random"
-COLOURS = {LEAST: "#D55E00", RANDOM: "#777777", MOST: "#0072B2"}
 
 STEP = 1e-3  # A, of the differences that give the Jacobian
 # Singular values of the Jacobian below this share of the largest are taken for zero: no move makes
@@ -79,7 +79,6 @@ def check(
 
     Example: evenfield check linescan runs/mine/model runs/data --oracle ase.calculators.emt:EMT
     """
-    from ...core.files import file_errors, write_atomically
     from ...finetune.safety.uncertainty import atom_features
 
     train, _ = answerable(data, "train", model)
@@ -114,10 +113,7 @@ def check(
         )
     result = _result(amplitudes, errors, lines)
     if pictures is not None:
-        with file_errors(pictures):
-            pictures.mkdir(parents=True, exist_ok=True)
-            for name, content in result.pictures.items():
-                write_atomically(pictures / name, content)
+        result.write_pictures(pictures)
     return result
 
 
@@ -223,17 +219,11 @@ def _result(
 
 def _picture(amplitudes: np.ndarray, means: dict[str, np.ndarray]) -> bytes:
     """Errors over the move of the atom that moves farthest."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure as Drawing
-
-    from ...core.figures.style import STYLE, figure_png
-
-    with rc_context(STYLE):
-        drawing = Drawing(figsize=(6, 4), layout="constrained")
-        axes = drawing.subplots()
-        for name in (LEAST, RANDOM, MOST):
-            axes.plot(amplitudes, means[name], "o-", color=COLOURS[name], label=name)
-        axes.set(xlabel="largest move of an atom (A)", ylabel="force error (RMSE, eV/A)")
-        axes.set_ylim(bottom=0)
-        axes.legend()
-        return figure_png(drawing)
+    largest = max(float(errors.max()) for errors in means.values())
+    return curves_png(
+        "Force errors along moves of the atoms",
+        "largest move of an atom (A)",
+        "force error (RMSE, eV/A)",
+        {name: (amplitudes, means[name]) for name in (LEAST, RANDOM, MOST)},
+        y_range=(0.0, 1.05 * largest),
+    )

@@ -8,8 +8,9 @@ training structures, so that the answer is known:
 
 - the estimated noise must grow by what was added: sqrt(estimate^2 - estimate_0^2) is its size,
   with estimate_0 for labels as they are, which contains what the readout cannot express;
-- the scatter must shrink with more structures, at any noise;
-- the errors against labels without noise must stay below the noise, since it averages out.
+- the scatter must shrink with more structures, at any noise.
+
+Noise averages out, so the errors on labels without noise are shown beside it.
 """
 
 from __future__ import annotations

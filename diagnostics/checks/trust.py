@@ -73,7 +73,6 @@ def check(
 
     Example: evenfield check trust runs/mine/model runs/data --pictures runs/trust
     """
-    from ...core.files import file_errors, write_atomically
     from ...data_pipelines.physics.residual import as_learned
     from ...finetune.safety.uncertainty import observe
     from ...model_zoo.uncertainty.record import REMEDY
@@ -112,12 +111,10 @@ def check(
         "trust-reliability.png": _reliability(own, seen),
         "trust-spread.png": _errors_and_spreads(own, seen),
     }
+    result = CheckResult(figures, lines, pictures=drawn)
     if pictures is not None:
-        with file_errors(pictures):
-            pictures.mkdir(parents=True, exist_ok=True)
-            for name, content in drawn.items():
-                write_atomically(pictures / name, content)
-    return CheckResult(figures, lines, [], drawn)
+        result.write_pictures(pictures)
+    return result
 
 
 def judged(own: LevelUncertainty, seen: Observed) -> tuple[list[Figure], list[str]]:

@@ -24,6 +24,7 @@ from evenfield.core.files import FileError
 from evenfield.data_pipelines.demo import generate, oracles
 from evenfield.data_pipelines.demo import geometry as generate_geometry
 from evenfield.data_pipelines.demo import labelled_structure as labelled
+from evenfield.data_pipelines.demo.clusters import CATIONS
 from evenfield.data_pipelines.demo.generate import GeneratorConfig
 from evenfield.data_pipelines.demo.labelled_structure import (
     FAMILIES,
@@ -309,3 +310,21 @@ def test_overwrite_replaces_no_file_of_the_user(tmp_path, name):
     with pytest.raises(DestinationError, match="already exists and holds a file of 13 bytes"):
         generate.generate(config, tmp_path / "demo.extxyz", overwrite=True)
     assert (tmp_path / name).read_text() == "years of work"
+
+
+def test_further_clusters_state_that_they_test(tmp_path):
+    config = GeneratorConfig(num_structures=3, even_test=4, workers=1)
+    report = generate.generate(config, tmp_path / "with.extxyz")
+    alone = generate.generate(
+        GeneratorConfig(num_structures=3, workers=1), tmp_path / "without.extxyz"
+    )
+    frames = ase.io.read(report.path, ":")
+    # those for training do not change by the others
+    assert frames[:3] == ase.io.read(alone.path, ":")
+    assert [atoms.info.get("split") for atoms in frames] == [None] * 3 + ["test"] * 4
+    for atoms in frames[3:]:
+        assert atoms.info["config_type"] == "even_cluster"
+        assert len(set(atoms.symbols) & set(CATIONS)) == 2
+
+    with pytest.raises(ValidationError, match="only=even_cluster makes the same structures"):
+        GeneratorConfig(only="even_cluster", even_test=1)

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 from scipy.spatial.transform import Rotation
 
 from evenfield import model_zoo
-from evenfield.model_zoo.heads.description import HeadError
+from evenfield.model_zoo.heads.description import RESERVED, HeadError
 from evenfield.model_zoo.heads.features import atom_features
 from evenfield.model_zoo.heads.head import Head
 from evenfield.model_zoo.heads.record import HEADS, heads_file, heads_of
@@ -26,6 +26,7 @@ from evenfield.model_zoo.hub.publish import plan_publication
 from evenfield.model_zoo.network.interface import CarriedFeatures
 from evenfield.model_zoo.package.folder import attach
 from evenfield.model_zoo.package.weights import metadata
+from evenfield.model_zoo.uncertainty.estimates import ADDED
 
 from labelled_molecules import molecular_model, molecules, planted_head
 
@@ -324,3 +325,7 @@ def test_descriptions_that_contradict_themselves(kind, facts) -> None:
     assert planted_head("dipole", 3).description.parity == -1
     assert planted_head("charges", 3).description.per == "atom"
     assert planted_head("dipole", 3).description.rank == 1
+
+
+def test_no_head_takes_the_place_of_an_uncertainty() -> None:
+    assert set(ADDED) <= RESERVED
