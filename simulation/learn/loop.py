@@ -563,9 +563,8 @@ class _Loop:
     def _finish(self, ended: str) -> Learned:
         """Put the page, the model and the data set where a user looks for them."""
         page = self._write_page(ended)
-        # by number: as a name, round 1000 would come before 999
-        rounds = sorted((self.out / ROUNDS).iterdir(), key=lambda folder: int(folder.name))
-        models = [model for folder in rounds if (model := self._model_in(folder)).exists()]
+        models = [self._model_in(folder) for folder in round_folders(self.out / ROUNDS)]
+        models = [model for model in models if model.exists()]
         if not models:
             # nothing was flagged at all: the model knew everything that it met
             return Learned(None, None, page, ended, self.rounds)
@@ -618,6 +617,14 @@ class _Loop:
             if one["before"] is not None
             for name, worst in one["before"]["worst"].items()
         ]
+
+
+def round_folders(rounds: Path) -> list[Path]:
+    """The folders of all rounds, the first round first."""
+    # others, such as the folder views of a desktop, may put files beside the rounds
+    folders = [folder for folder in rounds.iterdir() if folder.name.isdecimal()]
+    # by number: as a name, round 1000 would come before 999
+    return sorted(folders, key=lambda folder: int(folder.name))
 
 
 def _is_sane(atoms: Atoms) -> bool:

@@ -28,7 +28,7 @@ from evenfield.simulation.learn import fit, labelling, loop, stall, store
 from evenfield.simulation.learn.config import LearnConfig
 from evenfield.simulation.learn.explore import Frame, first_walks, walk_on
 from evenfield.simulation.learn.labelling import Label, LabellingError
-from evenfield.simulation.learn.loop import Learned, learn
+from evenfield.simulation.learn.loop import Learned, learn, round_folders
 
 from labelled_molecules import planted_head
 
@@ -428,3 +428,9 @@ def test_killed_by_a_signal_at_several_moments(
     assert content_of(done) == expected
     assert log.read_text() == asked
     assert json.loads((out / "learn.json").read_text())["settings"]["seed"] == 0
+
+
+def test_rounds_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("1000", "999", "000", ".view"):
+        (tmp_path / name).mkdir()
+    assert [folder.name for folder in round_folders(tmp_path)] == ["000", "999", "1000"]
