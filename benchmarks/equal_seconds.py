@@ -15,10 +15,14 @@ learning rate from epoch to epoch, so its epochs are made short: a twentieth of 
 
 Equal for all: the structures, their energies and forces (nobody is given stress), the energies of
 free atoms (from the census), the cutoff, one thread, and the code that tests. The peers validate on
-at most 100 structures. Evenfield, NequIP and "MACE-light" have a core repulsion. "MACE-light" is
-MACE with one scalar message, l_max 2, correlation 2 and two structures a batch; it gets through
-more steps than MACE with the settings of its documentation. The sizes of GRACE are those of its
-presets.
+at most 100 structures. Evenfield, NequIP and "MACE-light" have a core repulsion.
+
+- "evenfield-l2" is evenfield with l_max 2 instead of 3.
+- "NequIP" has the Huber losses of NequIP's foundation models, "NequIP-squares" the loss of its
+  tutorial.
+- "MACE-light" is MACE with one scalar message, l_max 2, correlation 2 and two structures a batch; it
+  gets through more steps than MACE with the settings of its documentation.
+- The sizes of GRACE are those of its presets.
 
 A row also holds the processor microseconds per atom for energy and forces on one thread, neighbour
 list included, at 64 and 512 atoms (trainer_protocol.py). error_against_cost.py draws errors over
@@ -76,6 +80,8 @@ MACE = {
     "MACE": ({}, 5),
     "MACE-light": ({"max_L": 0, "max_ell": 2, "correlation": 2, "pair_repulsion": True}, 2),
 }
+# Model -> the loss of NequIP.
+NEQUIP = {"NequIP": "huber", "NequIP-squares": "squares"}
 # Model -> the preset of GRACE.
 GRACE = {
     "GRACE-1L": "GRACE_1LAYER_latest",
@@ -88,12 +94,15 @@ PEERS = {
     "MACE": ("mace", ""),
     "MACE-light": ("mace", ""),
     "NequIP": ("nequip", "nequip_trainer.py"),
+    "NequIP-squares": ("nequip", "nequip_trainer.py"),
     "SevenNet": ("sevennet", "sevennet_trainer.py"),
     "TensorNet": ("tensornet", "tensornet_trainer.py"),
     "PET": ("pet", "pet_trainer.py"),
     **dict.fromkeys(GRACE, ("grace", "grace_trainer.py")),
 }
-MODELS = ("evenfield", *PEERS)
+# Model of ours -> its settings beside its channels.
+OURS: dict[str, tuple[str, ...]] = {"evenfield": (), "evenfield-l2": ("model.l_max=2",)}
+MODELS = (*OURS, *PEERS)
 # Error in a row -> its name and unit in pictures, and the factor from eV.
 FIGURES = {
     "force_mae": ("force MAE (eV/A)", 1.0),
@@ -200,19 +209,25 @@ class Runs:
 
     def run(self, model: str, channels: int | str, seconds: float, seed: int) -> dict[str, Any]:
         """The row of one run: of a model with a size, for so many processor seconds."""
-        if model == "evenfield":
-            return self._evenfield(channels, seconds, seed)
+        if model in OURS:
+            return self._evenfield(model, channels, seconds, seed)
         if model in MACE:
             return self._mace(model, int(channels), seconds, seed)
         option, script = PEERS[model]
         settings = self._peer_settings | {"channels": channels, "seconds": seconds, "seed": seed}
-        if model == "NequIP":
-            settings |= {"layers": self.options.nequip_layers, "l_max": self.options.nequip_l_max}
+        if model in NEQUIP:
+            settings |= {
+                "layers": self.options.nequip_layers,
+                "l_max": self.options.nequip_l_max,
+                "loss": NEQUIP[model],
+            }
         if model in GRACE:
             settings |= {"preset": GRACE[model], "size": channels}
         return ask(getattr(self.options, option), script, settings)
 
-    def _evenfield(self, channels: int | str, seconds: float, seed: int) -> dict[str, Any]:
+    def _evenfield(
+        self, model: str, channels: int | str, seconds: float, seed: int
+    ) -> dict[str, Any]:
         """The row of one run of our own trainer."""
         words = [
             f"data={self.options.data}",
@@ -220,6 +235,7 @@ class Runs:
             f"seed={seed}",
             f"model.channels={channels}",
             "loss.stress=0",
+            *OURS[model],
         ]
         config = load_settings(PretrainConfig, overrides=[*words, *self.options.ours])
         settings = {"seconds": seconds, "config": config.model_dump(mode="json")} | self.measured
@@ -370,7 +386,7 @@ def sizes_of(options: argparse.Namespace) -> list[tuple[str, int | str]]:
     """Model and size of all that take part: ours, and the peers whose environments are given."""
     taking_part: list[tuple[str, int | str]] = []
     for model in options.only:
-        if model == "evenfield":
+        if model in OURS:
             taking_part += [(model, channels) for channels in options.channels]
             continue
         option, _ = PEERS[model]

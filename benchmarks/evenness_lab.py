@@ -61,9 +61,13 @@ class Method:
     """What `evenfield data enrich` labels, `elements=...`; empty for no cheap data."""
     cheap_share: float = 0.0
     """Of the structures that are seen."""
+    more_steps: bool = False
+    """So many more steps that the main structures are seen as often as without cheap data."""
 
 
 SAMPLING = ("stream.weights.beta=0.5",)
+# The cheap level shares its readout with the main one, up to the energies of free atoms.
+SHARING = ("level_sharing.levels=[GFN2-xTB,GFN1-xTB]",)
 METHODS = {
     UNIFORM: Method(),
     "sampling": Method(SAMPLING),
@@ -71,6 +75,13 @@ METHODS = {
     "cheap_all": Method((), "all", 0.5),
     "cheap_rare_sampling": Method(SAMPLING, "rare", 0.25),
     "cheap_all_sampling": Method(SAMPLING, "all", 0.5),
+    "cheap_rare_sharing": Method(SHARING, "rare", 0.25),
+    "cheap_rare_sampling_sharing": Method(SAMPLING + SHARING, "rare", 0.25),
+    "cheap_rare_more_steps": Method((), "rare", 0.25, more_steps=True),
+    "cheap_rare_sampling_more_steps": Method(SAMPLING, "rare", 0.25, more_steps=True),
+    "cheap_rare_sampling_sharing_more_steps": Method(
+        SAMPLING + SHARING, "rare", 0.25, more_steps=True
+    ),
 }
 
 
@@ -103,6 +114,9 @@ def train(lab: Lab, name: str, arm: int, seed: int) -> ErrorSummary:
         started = time.perf_counter()
         data = [lab.data(arm)]
         words = []
+        steps = lab.steps
+        if method.more_steps:
+            steps = round(lab.steps / (1 - method.cheap_share))
         if method.cheap:
             cheap = cheap_data(lab, arm, method.cheap)
             data.append(cheap)
@@ -111,12 +125,12 @@ def train(lab: Lab, name: str, arm: int, seed: int) -> ErrorSummary:
         words += [
             f"data=[{','.join(map(str, data))}]",
             f"out={folder}",
-            f"max_steps={lab.steps}",
+            f"max_steps={steps}",
             f"model.channels={lab.channels}",
             f"seed={seed}",
             f"stream.seed={seed}",
-            f"evaluate_every={lab.steps}",
-            f"checkpoints.every={lab.steps}",
+            f"evaluate_every={steps}",
+            f"checkpoints.every={steps}",
             *method.words,
         ]
         run("pretrain", *words, "--resume", "auto")
@@ -316,6 +330,7 @@ def content_of(
                 "words": METHODS[name].words,
                 "cheap": METHODS[name].cheap,
                 "cheap_share": METHODS[name].cheap_share,
+                "more_steps": METHODS[name].more_steps,
             }
             for name in rows
         },
