@@ -78,9 +78,7 @@ class Start:
         own = _settings(self.model.potential.config)
         asked = _settings(config)
         different = [
-            key
-            for key in own | asked
-            if key not in CHANGEABLE and own.get(key) != asked.get(key)
+            key for key in own | asked if key not in CHANGEABLE and own.get(key) != asked.get(key)
         ]
         if different:
             those = ", ".join(f"{key}={own.get(key)}" for key in different)
@@ -159,7 +157,9 @@ class Start:
         after = _settings(potential.config)
         for key in CHANGEABLE:
             if after[key] != before[key]:
-                notes.append(f"model.{key} is {after[key]}; it was {before[key]} in the start model")
+                notes.append(
+                    f"model.{key} is {after[key]}; it was {before[key]} in the start model"
+                )
         new = [level for level in levels if level not in self.levels]
         if new:
             names = ", ".join(new)

@@ -149,9 +149,7 @@ def test_a_run_may_widen_the_core_switch_of_its_start(
     run_config: Build, finished: Path, capsys
 ) -> None:
     """The weights fit, and the training goes on with a network that is silent further out."""
-    config = run_config(
-        start_from=str(finished), max_steps=1, model={**MODEL, "whole_from": 0.6}
-    )
+    config = run_config(start_from=str(finished), max_steps=1, model={**MODEL, "whole_from": 0.6})
     folder = pretrain(config)
     assert folder is not None
     assert load(folder).potential.config.network.whole_from == 0.6

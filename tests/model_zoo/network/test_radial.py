@@ -51,9 +51,7 @@ def test_the_core_switch_has_two_continuous_derivatives():
         assert curvature[0].item() == pytest.approx(curvature[1].item(), abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("silent_below", "whole_from"), [(SILENT_BELOW, WHOLE_FROM), (0.4, 0.6)]
-)
+@pytest.mark.parametrize(("silent_below", "whole_from"), [(SILENT_BELOW, WHOLE_FROM), (0.4, 0.6)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_network_says_nothing_of_cores_that_overlap(architecture, silent_below, whole_from):
     """It answers as for free atoms, so the core repulsion is all there is."""
