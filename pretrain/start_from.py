@@ -26,6 +26,10 @@ from ..model_zoo.potential.potential import TENSORS_OF_HEADS, Potential
 from .checkpoints.run_data import KeptHeads
 
 
+# Settings of the model that a run may change, because all weights still fit and keep their meaning.
+CHANGEABLE = ("silent_below", "whole_from")
+
+
 @dataclass(frozen=True)
 class StartRecord:
     """The facts about the start model that checkpoints and the record of the new model keep."""
@@ -66,12 +70,16 @@ class Start:
     def check(self, config: ModelConfig, data: Collection) -> None:
         """Raise EvenfieldError if the model settings differ from those of the run.
 
+        Those in CHANGEABLE may differ.
+
         Raises PhysicsError if the model's physics is not that of the data.
         """
         refuse_other_physics(data.physics, self.model.potential.config.physics, str(data))
         own = _settings(self.model.potential.config)
         asked = _settings(config)
-        different = [key for key in own | asked if own.get(key) != asked.get(key)]
+        different = [
+            key for key in own | asked if key not in CHANGEABLE and own.get(key) != asked.get(key)
+        ]
         if different:
             those = ", ".join(f"{key}={own.get(key)}" for key in different)
             ours = ", ".join(f"{key}={asked.get(key)}" for key in different)
@@ -145,6 +153,13 @@ class Start:
                     _start_like(potential, levels.index(level), levels.index(known_sharing[0]))
 
         notes = [f"starts from the weights of {self.model.reference}"]
+        before = _settings(self.model.potential.config)
+        after = _settings(potential.config)
+        for key in CHANGEABLE:
+            if after[key] != before[key]:
+                notes.append(
+                    f"model.{key} is {after[key]}; it was {before[key]} in the start model"
+                )
         new = [level for level in levels if level not in self.levels]
         if new:
             names = ", ".join(new)

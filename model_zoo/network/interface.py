@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ...core.settings import Settings
@@ -39,6 +39,28 @@ class NetworkConfig(Settings):
     cutoff: float = Field(
         default=5.0, gt=0, le=100, description="A; atoms further apart are not neighbours"
     )
+    silent_below: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="share of the sum of both covalent radii; the network ignores shorter edges",
+    )
+    whole_from: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="share of the sum of both covalent radii; the core switch leaves longer edges "
+        "alone",
+    )
+
+    @model_validator(mode="after")
+    def _the_core_switch_rises(self) -> Self:
+        if self.silent_below >= self.whole_from:
+            raise ValueError(
+                f"silent_below={self.silent_below:g} is not below whole_from={self.whole_from:g}: "
+                "lower it, or raise whole_from"
+            )
+        return self
 
     @property
     @abstractmethod

@@ -15,12 +15,6 @@ from .exact_buffers import ExactBuffers
 from .interface import MAX_ATOMIC_NUMBER
 
 
-# Distances relative to the sum of the covalent radii. Training data contain hardly any distances
-# below the upper end of the switch (docs/decisions/0024).
-SILENT_BELOW = 0.3
-WHOLE_FROM = 0.5
-
-
 def polynomial_envelope(x: Tensor, p: int = 6) -> Tensor:
     """Envelope of x = r / cutoff: 1 at x = 0, and 0 for x >= 1.
 
@@ -58,20 +52,23 @@ def table_of_radii() -> Tensor:
 class CoreSwitch(ExactBuffers):
     """Switches an edge off at short distances, at which the cores of two atoms overlap.
 
-        10 t^3 - 15 t^4 + 6 t^5,    t = (x - SILENT_BELOW) / (WHOLE_FROM - SILENT_BELOW) in [0, 1]
+        10 t^3 - 15 t^4 + 6 t^5,    t = (x - silent_below) / (whole_from - silent_below) in [0, 1]
 
     x is the distance divided by the sum of the covalent radii. The first two derivatives are
     continuous.
 
-    Training data contain no such distances, so a network would extrapolate. Its errors would reach
-    hundreds of eV and create holes in the potential energy surface that trap dynamics. The core
-    repulsion is known at these distances, so it acts there alone.
+    Training data contain hardly any distances below `whole_from`, so a network would extrapolate.
+    Its errors would reach hundreds of eV and create holes in the potential energy surface that trap
+    dynamics. The core repulsion is known at these distances, so it acts there alone
+    (docs/decisions/0024).
     """
 
     covalent_radii: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, silent_below: float, whole_from: float) -> None:
         super().__init__()
+        self.silent_below = silent_below
+        self.whole_from = whole_from
         self.register_buffer("covalent_radii", table_of_radii(), persistent=False)  # (119,) A
 
     def forward(
@@ -81,7 +78,7 @@ class CoreSwitch(ExactBuffers):
         radii = self.covalent_radii.to(distance.dtype).index_select(0, atomic_numbers)  # (N,)
         touching = radii.index_select(0, sender) + radii.index_select(0, receiver)
         x = distance / touching.unsqueeze(1)
-        t = ((x - SILENT_BELOW) / (WHOLE_FROM - SILENT_BELOW)).clamp(0.0, 1.0)
+        t = ((x - self.silent_below) / (self.whole_from - self.silent_below)).clamp(0.0, 1.0)
         return t**3 * (10.0 - 15.0 * t + 6.0 * t**2)
 
 

@@ -145,6 +145,19 @@ def test_a_model_of_another_size_is_refused_before_anything_is_written(
     assert not Path(config.out).exists()
 
 
+def test_a_run_may_widen_the_core_switch_of_its_start(
+    run_config: Build, finished: Path, capsys
+) -> None:
+    """The weights fit, and the training goes on with a network that is silent further out."""
+    config = run_config(start_from=str(finished), max_steps=1, model={**MODEL, "whole_from": 0.6})
+    folder = pretrain(config)
+    assert folder is not None
+    assert load(folder).potential.config.network.whole_from == 0.6
+    before = load(finished).potential.config.network.whole_from
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"model.whole_from is 0.6; it was {before} in the start model" in printed
+
+
 @pytest.mark.parametrize("resume", ["no", "auto"])
 def test_a_level_of_the_model_in_another_spelling_is_refused(
     run_config: Build, finished: Path, train_structures, tmp_path: Path, resume: Resume

@@ -45,7 +45,7 @@ class GauntNetwork(Network):
             list(range(config.l_max + 1)), normalize=True, normalization="component"
         )
         self.bessel = BesselBasis(config.num_basis, config.cutoff)
-        self.core_switch = CoreSwitch()
+        self.core_switch = CoreSwitch(config.silent_below, config.whole_from)
 
         self.layers = nn.ModuleList()
         for l_in, l_out in layer_degrees(config.num_layers, config.l_hidden):

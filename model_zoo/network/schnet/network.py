@@ -81,7 +81,7 @@ class SchNet(Network):
         centres = torch.linspace(0.0, config.cutoff, config.num_gaussians, dtype=torch.float32)
         self.gaussians.offset = centres
         self.gaussians.coeff = -0.5 / float(centres[1] - centres[0]) ** 2
-        self.core_switch = CoreSwitch()
+        self.core_switch = CoreSwitch(config.silent_below, config.whole_from)
         self.layers = nn.ModuleList(
             SchNetLayer(config.channels, config.num_gaussians) for _ in range(config.num_layers)
         )

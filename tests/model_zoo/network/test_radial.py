@@ -9,10 +9,13 @@ from ase.data import covalent_radii
 
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.network.architectures import ARCHITECTURES
-from evenfield.model_zoo.network.radial import SILENT_BELOW, WHOLE_FROM, CoreSwitch
+from evenfield.model_zoo.network.gaunt.config import GauntConfig
+from evenfield.model_zoo.network.radial import CoreSwitch
 from evenfield.testing.structures import batch_of
 
 
+SILENT_BELOW = GauntConfig().silent_below
+WHOLE_FROM = GauntConfig().whole_from
 PAIR = (28, 8)
 TOUCHING = float(covalent_radii[28] + covalent_radii[8])
 
@@ -21,7 +24,7 @@ def switch(shares: torch.Tensor) -> torch.Tensor:
     """The switch (E,) of nickel and oxygen at shares (E,) of the sum of their radii."""
     edges = len(shares)
     first = torch.zeros(edges, dtype=torch.long)
-    values: torch.Tensor = CoreSwitch()(
+    values: torch.Tensor = CoreSwitch(SILENT_BELOW, WHOLE_FROM)(
         (shares * TOUCHING).unsqueeze(1), torch.tensor(PAIR), first, first + 1
     )
     return values.squeeze(1)
@@ -48,15 +51,27 @@ def test_the_core_switch_has_two_continuous_derivatives():
         assert curvature[0].item() == pytest.approx(curvature[1].item(), abs=0.02)
 
 
+@pytest.mark.parametrize(("silent_below", "whole_from"), [(SILENT_BELOW, WHOLE_FROM), (0.4, 0.6)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_network_says_nothing_of_cores_that_overlap(architecture):
+def test_a_network_says_nothing_of_cores_that_overlap(architecture, silent_below, whole_from):
     """It answers as for free atoms, so the core repulsion is all there is."""
     torch.manual_seed(0)
-    config = PotentialConfig(architecture=architecture, channels=8, repulsion=False)
+    config = PotentialConfig(
+        architecture=architecture,
+        channels=8,
+        repulsion=False,
+        silent_below=silent_below,
+        whole_from=whole_from,
+    )
     potential = Potential(config).double().eval()
-    distances = [0.9 * SILENT_BELOW * TOUCHING, 1.0 * TOUCHING, 20.0]
+    distances = [0.99 * silent_below * TOUCHING, 1.0 * TOUCHING, 20.0]
     dimers = [Atoms(PAIR, [[0, 0, 0], [0, 0, distance]]) for distance in distances]
     energy = potential(batch_of(dimers, config.cutoff, torch.float64)).energy
     overlapping, bonded, apart = energy.tolist()
     assert overlapping == pytest.approx(apart, abs=1e-12)
     assert abs(bonded - apart) > 1e-4
+
+
+def test_a_core_switch_that_does_not_rise_is_refused():
+    with pytest.raises(ValueError, match=r"silent_below=0.5 is not below whole_from=0.5: lower it"):
+        GauntConfig(silent_below=0.5)
