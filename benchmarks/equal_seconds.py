@@ -20,8 +20,8 @@ at most 100 structures. Evenfield, NequIP and "MACE-light" have a core repulsion
 - "evenfield-l2" is evenfield with l_max 2 instead of 3.
 - "NequIP" has the Huber losses of NequIP's foundation models, "NequIP-squares" the loss of its
   tutorial.
-- "MACE-light" is MACE with one scalar message, l_max 2, correlation 2 and two structures a batch; it
-  gets through more steps than MACE with the settings of its documentation.
+- "MACE-light" is MACE with one scalar message, l_max 2, correlation 2 and two structures a batch;
+  it gets through more steps than MACE with the settings of its documentation.
 - The sizes of GRACE are those of its presets.
 
 A row also holds the processor microseconds per atom for energy and forces on one thread, neighbour

@@ -66,6 +66,7 @@ class Method:
 
 
 SAMPLING = ("stream.weights.beta=0.5",)
+STRONG_SAMPLING = ("stream.weights.beta=1",)
 # The cheap level shares its readout with the main one, up to the energies of free atoms.
 SHARING = ("level_sharing.levels=[GFN2-xTB,GFN1-xTB]",)
 METHODS = {
@@ -81,6 +82,9 @@ METHODS = {
     "cheap_rare_sampling_more_steps": Method(SAMPLING, "rare", 0.25, more_steps=True),
     "cheap_rare_sampling_sharing_more_steps": Method(
         SAMPLING + SHARING, "rare", 0.25, more_steps=True
+    ),
+    "cheap_rare_strong_sampling_sharing_more_steps": Method(
+        STRONG_SAMPLING + SHARING, "rare", 0.25, more_steps=True
     ),
 }
 

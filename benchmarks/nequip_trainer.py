@@ -5,10 +5,11 @@
 Optimiser, EMA and batch size are those of NequIP's tutorial configuration, float32, compiled. The
 loss is either the squares of the tutorial or the Huber losses that NequIP's foundation models were
 trained with. The rate falls by a cosine over the time given instead of waiting for plateaus, which
-short runs never see. The trained model is compiled by nequip-compile (AOTInductor), as its documentation
-advises, and then tested and timed. Prints one line of JSON: test errors (eV/atom, eV/A), the
-seconds of training (the first steps, which compile, count as the mean of the rest; validation does
-not count), the steps.
+short runs never see. The trained model is compiled by nequip-compile (AOTInductor), as its
+documentation advises, and then tested and timed.
+
+Prints one line of JSON: test errors (eV/atom, eV/A), the seconds of training (the first steps,
+which compile, count as the mean of the rest; validation does not count), the steps.
 """
 
 # ruff: noqa: I001, E402
@@ -34,8 +35,8 @@ from nequip.utils.global_state import get_latest_global_state, set_global_state
 
 LEARNING_RATE = 0.01
 BATCH_SIZE = 5  # structures
-# Where a Huber loss turns from squares to absolute errors: eV/atom for energies; for forces, smallest
-# size of the reference force (eV/A) -> eV/A.
+# Where a Huber loss turns from squares to absolute errors: eV/atom for energies; for forces,
+# smallest size of the reference force (eV/A) -> eV/A.
 ENERGY_DELTA = 0.01
 FORCE_DELTAS = {0: 0.01, 100: 0.007, 200: 0.004, 300: 0.001}
 

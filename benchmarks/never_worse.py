@@ -4,8 +4,9 @@
         strategies=[refit] scratch_steps=0
     python benchmarks/never_worse.py TARGET.json ...
 
-TARGET is a converted data set; that of results/never_worse.json is fitsnap_ta, converted with
-`--recipe ref_labels split_by=structure test_share=0.5 valid_share=0.0`.
+TARGET is a converted data set; those of results/never_worse.json are fitsnap_ta, zr_h, dnp_Ti,
+tial_tutorial and perovskite_leadfree, converted with `--recipe ref_labels split_by=structure
+test_share=0.5 valid_share=0.0`.
 
 Each fine-tuning is compared with step 0 on the same draw: the pretrained model with reference
 energies refitted, on test structures that no draw contains. Prints, for each file and strategy, how
