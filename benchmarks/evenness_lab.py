@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -253,7 +254,7 @@ def draw(rows: dict[str, Any], path: Path) -> None:
     labels = {"change_when_rare": "when rare", "change_when_common": "when common"}
     names = [name for name in rows if name != UNIFORM]
     with rc_context(STYLE):
-        picture = Figure(figsize=(8, 1.8 + 0.5 * len(names)), layout="constrained")
+        picture = Figure(figsize=(10, 1.8 + 0.5 * len(names)), layout="constrained")
         axes = picture.subplots(1, len(panels), sharey=True)
         for axis, (title, keys) in zip(axes, panels.items(), strict=True):
             for shift, key in zip((0.12, -0.12), keys, strict=False):
@@ -270,9 +271,10 @@ def draw(rows: dict[str, Any], path: Path) -> None:
                     )
             axis.axvline(0, color="0.6", linewidth=1)
             axis.set_xlabel(title)
-            axis.set_yticks(range(len(names)), names)
+            labels_of_methods = [textwrap.fill(name.replace("_", " "), 30) for name in names]
+            axis.set_yticks(range(len(names)), labels_of_methods)
             axis.set_ylim(-0.5, len(names) - 0.5)
-        axes[0].legend(loc="lower left")
+        picture.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
         picture.savefig(path, dpi=100)
 
 

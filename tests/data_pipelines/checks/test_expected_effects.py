@@ -12,6 +12,7 @@ from evenfield.data_pipelines.census.weights import WeightConfig
 from evenfield.data_pipelines.checks.expected_effects import (
     ADAPTIVE,
     CHEAP,
+    COMBINED,
     DEMO,
     EFFECTS,
     LONG_TAIL,
@@ -48,13 +49,24 @@ def test_figures_with_several_seeds_are_those_of_the_benchmark(effect):
         assert found == rounded(float(np.median(changes)), min(changes), max(changes)), name
 
 
-def test_figures_of_the_laboratory_are_those_of_its_file():
-    row = json.loads((RESULTS / "evenness_lab.json").read_text())["table"]["cheap_rare"]
-    (effect,) = [e for e in EFFECTS if e.method == CHEAP]
+@pytest.mark.parametrize(
+    ("method", "file", "name"),
+    [
+        (CHEAP, "evenness_lab.json", "cheap_rare"),
+        (
+            COMBINED,
+            "evenness_lab_seeds.json",
+            "cheap_rare_strong_sampling_sharing_more_steps",
+        ),
+    ],
+)
+def test_figures_of_the_laboratory_are_those_of_its_file(method, file, name):
+    row = json.loads((RESULTS / file).read_text())["table"][name]
+    (effect,) = [e for e in EFFECTS if e.method == method]
     assert effect.seeds == row["seeds"]
-    for stated, name in ((effect.hard, "change_when_rare"), (effect.common, "change_when_common")):
+    for stated, key in ((effect.hard, "change_when_rare"), (effect.common, "change_when_common")):
         found = (stated.value, stated.low, stated.high)
-        assert found == rounded(row[name], *row[f"{name}_interval"])
+        assert found == rounded(row[key], *row[f"{key}_interval"])
 
 
 def test_weights_on_the_loss_are_those_of_the_page_against_the_uniform_run():
