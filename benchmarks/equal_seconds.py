@@ -17,9 +17,8 @@ Equal for all: the structures, their energies and forces (nobody is given stress
 free atoms (from the census), the cutoff, one thread, and the code that tests. The peers validate on
 at most 100 structures. Evenfield, NequIP and "MACE-light" have a core repulsion.
 
-- "evenfield-l2" is evenfield with l_max 2 instead of 3.
-- "NequIP" has the Huber losses of NequIP's foundation models, "NequIP-squares" the loss of its
-  tutorial.
+- "NequIP" has the squared loss of its tutorial, "NequIP-huber" the Huber losses of NequIP's
+  foundation models.
 - "MACE-light" is MACE with one scalar message, l_max 2, correlation 2 and two structures a batch;
   it gets through more steps than MACE with the settings of its documentation.
 - The sizes of GRACE are those of its presets.
@@ -81,7 +80,7 @@ MACE = {
     "MACE-light": ({"max_L": 0, "max_ell": 2, "correlation": 2, "pair_repulsion": True}, 2),
 }
 # Model -> the loss of NequIP.
-NEQUIP = {"NequIP": "huber", "NequIP-squares": "squares"}
+NEQUIP = {"NequIP": "squares", "NequIP-huber": "huber"}
 # Model -> the preset of GRACE.
 GRACE = {
     "GRACE-1L": "GRACE_1LAYER_latest",
@@ -94,15 +93,13 @@ PEERS = {
     "MACE": ("mace", ""),
     "MACE-light": ("mace", ""),
     "NequIP": ("nequip", "nequip_trainer.py"),
-    "NequIP-squares": ("nequip", "nequip_trainer.py"),
+    "NequIP-huber": ("nequip", "nequip_trainer.py"),
     "SevenNet": ("sevennet", "sevennet_trainer.py"),
     "TensorNet": ("tensornet", "tensornet_trainer.py"),
     "PET": ("pet", "pet_trainer.py"),
     **dict.fromkeys(GRACE, ("grace", "grace_trainer.py")),
 }
-# Model of ours -> its settings beside its channels.
-OURS: dict[str, tuple[str, ...]] = {"evenfield": (), "evenfield-l2": ("model.l_max=2",)}
-MODELS = (*OURS, *PEERS)
+MODELS = ("evenfield", *PEERS)
 # Error in a row -> its name and unit in pictures, and the factor from eV.
 FIGURES = {
     "force_mae": ("force MAE (eV/A)", 1.0),
@@ -209,8 +206,8 @@ class Runs:
 
     def run(self, model: str, channels: int | str, seconds: float, seed: int) -> dict[str, Any]:
         """The row of one run: of a model with a size, for so many processor seconds."""
-        if model in OURS:
-            return self._evenfield(model, channels, seconds, seed)
+        if model == "evenfield":
+            return self._evenfield(channels, seconds, seed)
         if model in MACE:
             return self._mace(model, int(channels), seconds, seed)
         option, script = PEERS[model]
@@ -225,9 +222,7 @@ class Runs:
             settings |= {"preset": GRACE[model], "size": channels}
         return ask(getattr(self.options, option), script, settings)
 
-    def _evenfield(
-        self, model: str, channels: int | str, seconds: float, seed: int
-    ) -> dict[str, Any]:
+    def _evenfield(self, channels: int | str, seconds: float, seed: int) -> dict[str, Any]:
         """The row of one run of our own trainer."""
         words = [
             f"data={self.options.data}",
@@ -235,7 +230,6 @@ class Runs:
             f"seed={seed}",
             f"model.channels={channels}",
             "loss.stress=0",
-            *OURS[model],
         ]
         config = load_settings(PretrainConfig, overrides=[*words, *self.options.ours])
         settings = {"seconds": seconds, "config": config.model_dump(mode="json")} | self.measured
@@ -386,7 +380,7 @@ def sizes_of(options: argparse.Namespace) -> list[tuple[str, int | str]]:
     """Model and size of all that take part: ours, and the peers whose environments are given."""
     taking_part: list[tuple[str, int | str]] = []
     for model in options.only:
-        if model in OURS:
+        if model == "evenfield":
             taking_part += [(model, channels) for channels in options.channels]
             continue
         option, _ = PEERS[model]

@@ -63,7 +63,7 @@ class Method:
     cheap_share: float = 0.0
     """Of the structures that are seen."""
     more_steps: bool = False
-    """So many more steps that the main structures are seen as often as without cheap data."""
+    """Train longer, so that the main structures are seen as often as without cheap data."""
 
 
 SAMPLING = ("stream.weights.beta=0.5",)
@@ -79,7 +79,6 @@ METHODS = {
     "cheap_all_sampling": Method(SAMPLING, "all", 0.5),
     "cheap_rare_sharing": Method(SHARING, "rare", 0.25),
     "cheap_rare_sampling_sharing": Method(SAMPLING + SHARING, "rare", 0.25),
-    "cheap_rare_more_steps": Method((), "rare", 0.25, more_steps=True),
     "cheap_rare_sampling_more_steps": Method(SAMPLING, "rare", 0.25, more_steps=True),
     "cheap_rare_sampling_sharing_more_steps": Method(
         SAMPLING + SHARING, "rare", 0.25, more_steps=True

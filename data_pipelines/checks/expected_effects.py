@@ -169,9 +169,8 @@ def _line(effect: MeasuredEffect) -> str:
     if effect.mean is not None:
         changes.append(f"mean over elements {effect.mean}")
     changes.append(f"{common} {effect.common}")
-    seeds = "one seed only"
-    if effect.seeds > 1:
-        seeds = f"{'mean' if in_laboratory else 'median and range'} of {effect.seeds} seeds"
+    average = "mean" if in_laboratory else "median and range"
+    seeds = f"{average} of {effect.seeds} seeds" if effect.seeds > 1 else "one seed only"
     if in_laboratory:
         seeds += ", 90 % interval over elements"
     return (

@@ -46,18 +46,14 @@ def picture(search_path: None) -> ModuleType:
 
 def test_a_peer_takes_part_when_its_environment_is_given(comparison: ModuleType) -> None:
     options = comparison.parse_arguments(["out", "data", "--channels", "8", "128"])
-    # both models of ours in each size
-    assert comparison.sizes_of(options) == [
-        (model, size) for model in ("evenfield", "evenfield-l2") for size in (8, 128)
-    ]
+    assert comparison.sizes_of(options) == [("evenfield", 8), ("evenfield", 128)]
 
     words = ["--pet", "p", "--sevennet", "s", "--sevennet-channels", "4", "--grace", "g"]
     options = comparison.parse_arguments(["out", "data", *words])
     found = comparison.sizes_of(options)
-    assert found[:2] == [("evenfield", 32), ("evenfield-l2", 32)]
-    assert found[2:5] == [("SevenNet", 4), ("PET", 64), ("PET", 128)]
+    assert found[:4] == [("evenfield", 32), ("SevenNet", 4), ("PET", 64), ("PET", 128)]
     # one environment serves its three models, each in two of the presets
-    assert found[5:] == [
+    assert found[4:] == [
         (model, size)
         for model in ("GRACE-1L", "GRACE-2L", "GRACE-FS")
         for size in ("small", "medium")
@@ -111,7 +107,7 @@ def test_nothing_periodic_is_not_timed(comparison: ModuleType) -> None:
 def test_colours_and_markers_of_models_differ(comparison: ModuleType) -> None:
     models = comparison.MODELS
     looks = [look for look, _ in zip(comparison.model_looks(), models, strict=False)]
-    assert len(set(looks)) == len(models) == 12
+    assert len(set(looks)) == len(models) == 11
 
 
 def test_steps_that_compile_count_as_the_mean_of_the_rest(
