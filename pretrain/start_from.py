@@ -153,13 +153,11 @@ class Start:
                     _start_like(potential, levels.index(level), levels.index(known_sharing[0]))
 
         notes = [f"starts from the weights of {self.model.reference}"]
-        before = _settings(self.model.potential.config)
-        after = _settings(potential.config)
         for key in CHANGEABLE:
-            if after[key] != before[key]:
-                notes.append(
-                    f"model.{key} is {after[key]}; it was {before[key]} in the start model"
-                )
+            before = getattr(self.model.potential.config.network, key)
+            after = getattr(potential.config.network, key)
+            if after != before:
+                notes.append(f"model.{key} is {after}; it was {before} in the start model")
         new = [level for level in levels if level not in self.levels]
         if new:
             names = ", ".join(new)

@@ -464,11 +464,14 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
 def _bounded_least_squares(rows: np.ndarray, target: np.ndarray, lower: np.ndarray) -> np.ndarray:
     """The x (P,) that minimises |rows x - target| above lower bounds; 0 for columns of zeros.
 
-    Such columns are left out of the fit: SciPy would multiply an infinite step by zero.
+    Such columns are left out of the fit. The method is the one with an active set (BVLS): the
+    number of columns is small, and SciPy's reflective method multiplies an infinite step by zero
+    when the solution lies on a bound.
     """
     matters = rows.any(0)
+    bounds = (lower[matters], np.inf)
     solution = np.zeros(rows.shape[1])
-    solution[matters] = lsq_linear(rows[:, matters], target, bounds=(lower[matters], np.inf)).x
+    solution[matters] = lsq_linear(rows[:, matters], target, bounds=bounds, method="bvls").x
     return solution
 
 

@@ -421,6 +421,38 @@ def test_leaving_a_fold_out_is_a_fit_to_the_others() -> None:
         assert np.allclose(solution, expected, rtol=1e-9)
 
 
+def test_a_bounded_fit_that_ends_on_its_bounds() -> None:
+    """These rows, of a loop with ten labelled atoms, made SciPy multiply inf by zero.
+
+    Fewer digits do not. The columns are logarithms of two ingredients, and the target.
+    """
+    numbers = [
+        (-3.817937996, 0.957299372, -1.077460069),
+        (-3.825644578, 0.941753107, -0.914395484),
+        (-3.844777175, 0.961217376, -1.288805584),
+        (-3.798743668, 0.933378561, -0.787865353),
+        (-3.586602488, 2.915057092, 0.51327551),
+        (-3.54001394, 3.290304492, 1.052838656),
+        (-3.523657283, 3.46547821, 1.200911764),
+        (-3.617969352, 2.990442504, 0.732918739),
+        (-3.267843491, 5.073316649, 0.060343142),
+        (-3.338974646, 5.095250173, 0.904954466),
+    ]
+    first, second, target = np.array(numbers).T
+    rows = np.column_stack([first, second, np.ones(10), np.ones(10)])
+    # the ridge of the offset of the only element
+    rows = np.vstack([rows, [0, 0, 0, 20**0.5]])
+    target = np.append(target, 0)
+    lower = np.array([0, 0, -np.inf, -np.inf])
+    found = uncertainty._bounded_least_squares(rows, target, lower)
+    assert (found >= lower).all()
+    # the conditions of Karush, Kuhn and Tucker: no slope inside, none that leads away from a bound
+    slope = rows.T @ (rows @ found - target)
+    free = found > lower
+    assert np.abs(slope[free]).max() < 1e-9
+    assert (slope[~free] > -1e-9).all()
+
+
 def test_a_column_without_effect_does_not_disturb_a_bounded_fit() -> None:
     """An ingredient that is the same for all atoms: SciPy multiplied an infinite step by zero."""
     rng = np.random.default_rng(0)

@@ -12,8 +12,11 @@ from ase.build import bulk
 
 from evenfield import model_zoo
 from evenfield.core.errors import EvenfieldError
+from evenfield.model_zoo.network.architectures import ARCHITECTURES
+from evenfield.model_zoo.network.interface import NetworkConfig
 from evenfield.model_zoo.package.manifest import FORMAT_VERSION, read_manifest
 from evenfield.model_zoo.package.upgrade import UPGRADES
+from evenfield.model_zoo.potential.config import PotentialConfig
 
 
 OLD = Path(__file__).parent / "old_formats"
@@ -36,6 +39,21 @@ def test_models_of_every_format_predict_what_they_did(version: int) -> None:
     # forces of zero would agree whatever the model does
     assert np.abs(expected["forces"]).max() > 0.01
     assert model.record.elements == {"PBE": ["Cu"], "EMT": ["Cu", "Au"]}
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_a_later_setting_is_stored_only_where_it_was_changed(architecture: str) -> None:
+    """Otherwise the digest of every older model would change, and void its records."""
+    plain = PotentialConfig(architecture=architecture)
+    stored = plain.model_dump(mode="json")
+    assert not set(stored) & set(NetworkConfig.ADDED_LATER)
+    assert PotentialConfig.from_stored(stored) == plain
+
+    wider = PotentialConfig(architecture=architecture, silent_below=0.35, whole_from=0.5)
+    stored = wider.model_dump(mode="json")
+    assert stored["silent_below"] == 0.35
+    assert "whole_from" not in stored
+    assert PotentialConfig.from_stored(stored) == wider
 
 
 def test_the_chain_has_no_gap() -> None:

@@ -17,6 +17,8 @@ from evenfield import cli, model_zoo
 from evenfield.finetune.zoo_build.recipes import RECIPES, CorpusRecipe
 from evenfield.model_zoo import BadModelError, HubError
 from evenfield.model_zoo.hub.publish import plan_publication
+from evenfield.model_zoo.package.sanity_record import PHYSICS, SANITY, sanity_record
+from evenfield.model_zoo.uncertainty.coverage import coverages_of
 from evenfield.model_zoo.zoo import named_models as zoo
 
 
@@ -69,6 +71,15 @@ def test_the_pretrained_model_is_small_and_says_what_it_is() -> None:
             assert source.citation.split(",")[0] in card
     # physical checks were made of these very weights
     assert "sanity.json" in model.attachments
+
+
+def test_every_record_of_the_pretrained_model_is_read() -> None:
+    """A record states the digest of the model. A new setting of the network had changed it."""
+    model = model_zoo.load("evenfield-1")
+    for file in (SANITY, PHYSICS):
+        assert sanity_record(model.potential, model.attachments, file) is not None
+    assert model.uncertainties
+    assert coverages_of(model.potential, model.attachments)
 
 
 def test_the_pretrained_model_needs_no_level_and_has_sound_copper() -> None:
