@@ -24,6 +24,7 @@ from .callbacks.guards import GuardConfig
 from .callbacks.metrics import LoggingConfig
 from .checkpoints.checkpoints import CheckpointConfig
 from .loop.engine import EngineConfig
+from .loop.element_sharing import ElementSharingConfig
 from .loop.level_sharing import LevelSharingConfig
 from .loop.loss import LossConfig
 from .loop.optimizer import OptimizerConfig
@@ -135,6 +136,7 @@ class PretrainConfig(Settings):
     loss: LossConfig = LossConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
     level_sharing: LevelSharingConfig = LevelSharingConfig()
+    element_sharing: ElementSharingConfig = ElementSharingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     compute: ComputeConfig = ComputeConfig()

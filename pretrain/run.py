@@ -49,6 +49,7 @@ from .data_checks import (
 from .errors import TrainingError
 from .initial_potential import build_potential
 from .loop.engine import DeepSpeedEngine
+from .loop.element_sharing import share_elements
 from .loop.level_sharing import share_readouts
 from .loop.schedule import Schedule
 from .loop.signals import StopRequest, listening
@@ -151,6 +152,7 @@ def _run(
         start_record = start.record
     potential = build_potential(config, data, kept)
     share_readouts(potential, config.level_sharing)
+    share_elements(potential, config.element_sharing)
     run_data = RunData.of(data)
     if begun:
         run_data = run_data.after(begun.data_before)
