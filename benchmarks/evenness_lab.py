@@ -64,15 +64,21 @@ class Method:
     """Of the structures that are seen."""
     more_steps: bool = False
     """Train longer, so that the main structures are seen as often as without cheap data."""
+    excess_over: str = ""
+    """The method whose errors are the reference of adaptive weights; empty for none."""
 
 
 SAMPLING = ("stream.weights.beta=0.5",)
 STRONG_SAMPLING = ("stream.weights.beta=1",)
 # The cheap level shares its readout with the main one, up to the energies of free atoms.
 SHARING = ("level_sharing.levels=[GFN2-xTB,GFN1-xTB]",)
+# The tables of an element follow those of similar elements.
+ELEMENTS = "element_sharing.strength=0.3"
 METHODS = {
     UNIFORM: Method(),
     "sampling": Method(SAMPLING),
+    "excess": Method(excess_over=UNIFORM),
+    "elements": Method((ELEMENTS,)),
     "cheap_rare": Method((), "rare", 0.25),
     "cheap_all": Method((), "all", 0.5),
     "cheap_rare_sampling": Method(SAMPLING, "rare", 0.25),
@@ -112,7 +118,7 @@ class Lab:
 def train(lab: Lab, name: str, arm: int, seed: int) -> ErrorSummary:
     """Errors of a finished run, which is made where it is missing."""
     method = METHODS[name]
-    folder = lab.out / f"{name}-{lab.channels}-{lab.steps}-arm{arm}-seed{seed}"
+    folder = run_folder(lab, name, arm, seed)
     evaluation = folder / "evaluation.json"
     if not evaluation.is_file():
         started = time.perf_counter()
@@ -137,9 +143,29 @@ def train(lab: Lab, name: str, arm: int, seed: int) -> ErrorSummary:
             f"checkpoints.every={steps}",
             *method.words,
         ]
+        if method.excess_over:
+            train(lab, method.excess_over, arm, seed)
+            words += excess_over(run_folder(lab, method.excess_over, arm, seed), lab.data(arm))
         run("pretrain", *words, "--resume", "auto")
         print(f"{folder.name}: {time.perf_counter() - started:.0f} s", flush=True)
     return ErrorSummary.read(evaluation)
+
+
+def run_folder(lab: Lab, name: str, arm: int, seed: int) -> Path:
+    """The folder of one run."""
+    return lab.out / f"{name}-{lab.channels}-{lab.steps}-arm{arm}-seed{seed}"
+
+
+def excess_over(reference: Path, data: Path) -> list[str]:
+    """Settings of weights that follow the excess over a finished run, on validation structures."""
+    errors = reference / "errors_valid"
+    if not (errors / "evaluation.json").is_file():
+        run("evaluate", str(reference / "model"), str(data), str(errors), "--split", "valid")
+    return [
+        "evaluate_every=50",
+        "adaptive.rate=0.5",
+        f"adaptive.reference={errors / 'evaluation.json'}",
+    ]
 
 
 def cheap_data(lab: Lab, arm: int, elements: str) -> Path:

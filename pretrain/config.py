@@ -23,8 +23,8 @@ from .callbacks.average import AverageConfig
 from .callbacks.guards import GuardConfig
 from .callbacks.metrics import LoggingConfig
 from .checkpoints.checkpoints import CheckpointConfig
-from .loop.engine import EngineConfig
 from .loop.element_sharing import ElementSharingConfig
+from .loop.engine import EngineConfig
 from .loop.level_sharing import LevelSharingConfig
 from .loop.loss import LossConfig
 from .loop.optimizer import OptimizerConfig

@@ -53,6 +53,8 @@ def check_data(config: PretrainConfig, data: Collection) -> None:
             remedy="convert it with valid_share above 0",
             file=str(data),
         )
+    # a file that is missing or damaged stops the run before anything is built
+    config.adaptive.reference_errors()
     if not can_judge(data, "test") and not can_judge(data, "valid"):
         at = ""
         if data.num_structures("test") + data.num_structures("valid"):

@@ -48,8 +48,8 @@ from .data_checks import (
 )
 from .errors import TrainingError
 from .initial_potential import build_potential
-from .loop.engine import DeepSpeedEngine
 from .loop.element_sharing import share_elements
+from .loop.engine import DeepSpeedEngine
 from .loop.level_sharing import share_readouts
 from .loop.schedule import Schedule
 from .loop.signals import StopRequest, listening

@@ -11,6 +11,7 @@ import torch
 from ase.data import atomic_numbers
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from evenfield.core.errors import EvenfieldError
@@ -44,6 +45,45 @@ def test_steps_add_up_and_an_element_without_labels_keeps_its_weight():
     assert second[8] == first[8] and second[1] == first[1]
     third = updated(first, errors_of(z1=1.0, z8=3.0), config)
     assert third[8] == pytest.approx(first[8] ** 2)
+
+
+def test_with_a_reference_the_excess_counts():
+    """Relative excesses 0 (better than the reference), 0.5 and 1, with the mean 0.5."""
+    config = AdaptiveConfig(rate=0.2, bound=10, reference="evaluation.json")
+    reference = errors_of(z1=2.0, z6=2.0, z8=1.0, z9=1.0)
+    weight = updated(None, errors_of(z1=1.0, z6=3.0, z8=2.0, z7=5.0), config, reference)
+    assert weight[1] == pytest.approx(math.exp(-0.1))
+    assert weight[6] == pytest.approx(1)
+    assert weight[8] == pytest.approx(math.exp(0.1))
+    # the reference knows no nitrogen, and the validation no fluorine
+    assert (weight[[7, 9]] == 1).all()
+
+
+def test_a_reference_is_read_before_the_run(run_config, tmp_path):
+    with pytest.raises(ValidationError, match="reference has no effect without a rate"):
+        AdaptiveConfig(reference="evaluation.json")
+    missing = {"rate": 1.0, "reference": str(tmp_path / "evaluation.json")}
+    config = run_config("missing", adaptive=missing)
+    with pytest.raises(EvenfieldError, match=r"evaluation\.json"):
+        run.pretrain(config, quiet=True)
+    assert not Path(config.out).exists()
+
+
+def test_a_run_follows_its_reference(run_config):
+    """Its weights are not those of a run that follows the plain errors."""
+    first = run_config("first", evaluate_every=3, max_steps=3)
+    run.pretrain(first, quiet=True)
+    reference = Path(first.out) / "model" / "evaluation.json"
+
+    weights = []
+    for name, settings in {"plain": {}, "followed": {"reference": str(reference)}}.items():
+        config = run_config(name, evaluate_every=3, adaptive={"rate": 1.0, **settings})
+        run.pretrain(config, quiet=True)
+        newest = sorted((Path(config.out) / "checkpoints").glob("step-*"))[-1]
+        manifest = json.loads((newest / "manifest.json").read_text())
+        weights.append(manifest["states"][0]["callbacks"]["adaptive"]["element_weight"])
+    assert weights[0] != weights[1]
+    assert len(set(weights[1])) > 1
 
 
 @given(
