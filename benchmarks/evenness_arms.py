@@ -112,6 +112,24 @@ def structures_of(folder: Path) -> list[Structure]:
     return found
 
 
+def differences(structures: Sequence[Structure], oracle: str) -> list[Structure]:
+    """The structures with energies and forces minus those of an oracle of `data enrich`.
+
+    A structure that the oracle cannot label is left out.
+    """
+    found = []
+    for structure in track(structures, f"labelling with {oracle}"):
+        try:
+            cheap = label(structure.to_atoms(), oracle)
+        except RejectedStructure:
+            continue
+        assert structure.energy is not None and structure.forces is not None
+        energy = structure.energy - cheap.get_potential_energy()
+        forces = structure.forces - cheap.get_forces()
+        found.append(replace(structure, energy=energy, forces=forces))
+    return found
+
+
 def elements_to_thin(structures: Sequence[Structure], fewest: int, most_share: float) -> list[str]:
     """Elements with at least `fewest` training structures, in at most `most_share` of them.
 

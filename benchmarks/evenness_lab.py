@@ -28,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
 from evenness_arms import (
     CATIONS,
     COMMON,
     RARE,
+    differences,
     elements_to_thin,
     labelled_clusters,
     structures_of,
@@ -41,9 +43,15 @@ from evenness_arms import (
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from evenfield import model_zoo
 from evenfield.core.figures.style import STYLE
+from evenfield.data_pipelines.census.census import NUM_ELEMENTS
+from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.store.shards import read_info
-from evenfield.model_zoo.evaluation.summary import INTERVAL, ErrorSummary
+from evenfield.finetune.closed_form.design_rows import LabelWeights
+from evenfield.finetune.closed_form.refit import refit_readout
+from evenfield.model_zoo.evaluation.evaluation import predict
+from evenfield.model_zoo.evaluation.summary import INTERVAL, ErrorSummary, summarise
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,6 +74,11 @@ class Method:
     """Train longer, so that the main structures are seen as often as without cheap data."""
     excess_over: str = ""
     """The method whose errors are the reference of adaptive weights; empty for none."""
+    balanced_refit_of: str = ""
+    """The method whose readout is refitted in closed form, with forces of all elements counted
+    alike; empty for none."""
+    difference: bool = False
+    """Learn the difference to the oracle, which every prediction then needs too."""
 
 
 SAMPLING = ("stream.weights.beta=0.5",)
@@ -79,6 +92,8 @@ METHODS = {
     "sampling": Method(SAMPLING),
     "excess": Method(excess_over=UNIFORM),
     "elements": Method((ELEMENTS,)),
+    "balanced_refit": Method(balanced_refit_of=UNIFORM),
+    "difference": Method(difference=True),
     "cheap_rare": Method((), "rare", 0.25),
     "cheap_all": Method((), "all", 0.5),
     "cheap_rare_sampling": Method(SAMPLING, "rare", 0.25),
@@ -120,9 +135,14 @@ def train(lab: Lab, name: str, arm: int, seed: int) -> ErrorSummary:
     method = METHODS[name]
     folder = run_folder(lab, name, arm, seed)
     evaluation = folder / "evaluation.json"
+    if not evaluation.is_file() and method.balanced_refit_of:
+        train(lab, method.balanced_refit_of, arm, seed)
+        base = run_folder(lab, method.balanced_refit_of, arm, seed)
+        folder.mkdir()
+        evaluation.write_text(balanced_refit(base / "model", lab.data(arm)).to_json())
     if not evaluation.is_file():
         started = time.perf_counter()
-        data = [lab.data(arm)]
+        data = [difference_data(lab, arm) if method.difference else lab.data(arm)]
         words = []
         steps = lab.steps
         if method.more_steps:
@@ -166,6 +186,36 @@ def excess_over(reference: Path, data: Path) -> list[str]:
         "adaptive.rate=0.5",
         f"adaptive.reference={errors / 'evaluation.json'}",
     ]
+
+
+def balanced_refit(model: Path, data: Path) -> ErrorSummary:
+    """Test errors after a refit of the readout to the training structures.
+
+    An element with n training atoms has the weight 1/n in the forces, so that all count alike.
+    """
+    potential, record = model_zoo.load_model(model)
+    train = list(iter_structures(data, "train"))
+    num_atoms = np.zeros(NUM_ELEMENTS)
+    for structure in train:
+        np.add.at(num_atoms, structure.atomic_numbers, 1)
+    weights = np.zeros(NUM_ELEMENTS)
+    present = num_atoms > 0
+    # the mean over all atoms is 1
+    weights[present] = num_atoms.sum() / present.sum() / num_atoms[present]
+
+    (level,) = record.elements
+    known = {atomic_numbers[symbol] for symbol in record.elements[level]}
+    balanced = LabelWeights(np.ones(len(train)), weights)
+    refit_readout(potential, 0, train, known=known, known_e0=known, weights=balanced)
+    return summarise(predict(potential, iter_structures(data, "test")), "test")
+
+
+def difference_data(lab: Lab, arm: int) -> Path:
+    """The structures of an arm with the labels of the oracle subtracted."""
+    folder = lab.out / f"arm{arm}-difference"
+    if not (folder / "dataset_info.json").is_file():
+        write_arm(differences(structures_of(lab.data(arm)), lab.oracle), folder)
+    return folder
 
 
 def cheap_data(lab: Lab, arm: int, elements: str) -> Path:
