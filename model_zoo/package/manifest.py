@@ -160,8 +160,11 @@ def read_manifest_text(folder: Path) -> bytes:
             )
         _check_inside(folder, path)
         # no other file states the size of the manifest, so it needs its own limit
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise BadModelError("is larger than a manifest can be", file=path, remedy=RESTORE)
+        size = path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise BadModelError(
+                f"has {size:,} bytes, {MAX_MANIFEST_BYTES:,} are allowed", file=path, remedy=RESTORE
+            )
         return path.read_bytes()
 
 
