@@ -126,7 +126,7 @@ def differences(structures: Sequence[Structure], oracle: str) -> list[Structure]
         assert structure.energy is not None and structure.forces is not None
         energy = structure.energy - cheap.get_potential_energy()
         forces = structure.forces - cheap.get_forces()
-        found.append(replace(structure, energy=energy, forces=forces))
+        found.append(structure.with_labels(energy=energy, forces=forces))
     return found
 
 

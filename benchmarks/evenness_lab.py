@@ -104,6 +104,9 @@ METHODS = {
     "cheap_rare_sampling_sharing_more_steps": Method(
         SAMPLING + SHARING, "rare", 0.25, more_steps=True
     ),
+    "cheap_all_sampling_sharing_more_steps": Method(
+        SAMPLING + SHARING, "all", 0.5, more_steps=True
+    ),
     "cheap_rare_strong_sampling_sharing_more_steps": Method(
         STRONG_SAMPLING + SHARING, "rare", 0.25, more_steps=True
     ),
