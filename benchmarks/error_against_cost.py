@@ -38,11 +38,20 @@ def read_rows(paths: list[Path]) -> list[dict[str, Any]]:
     for path in paths:
         content = json.loads(path.read_text())
         file_of_data[content["settings"]["data"]] = path
-        rows += content["rows"]
+        for row in content["rows"]:
+            if row["model"] == "evenfield":
+                row["channels"] = own_size(row["channels"], content["settings"]["ours"])
+            rows.append(row)
     if len(file_of_data) > 1:
         files = ", ".join(f"{path} of {name}" for name, path in file_of_data.items())
         sys.exit(f"these results are of several data sets: {files}")
     return rows
+
+
+def own_size(channels: int | str, words: list[str]) -> int | str:
+    """The size of a run of ours: the channels, and all settings of the model that were changed."""
+    changed = [word.removeprefix("model.") for word in words if word.startswith("model.")]
+    return " ".join([str(channels), *changed]) if changed else channels
 
 
 def common_budget(rows: list[dict[str, Any]]) -> float:

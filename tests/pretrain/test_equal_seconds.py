@@ -215,8 +215,11 @@ def row(model: str, channels: int | str, cost: float, force: float, **more: Any)
     } | more
 
 
-def write(path: Path, rows: list[dict[str, Any]], data: str = "SiMo") -> Path:
-    path.write_text(json.dumps({"settings": {"data": data}, "rows": rows}))
+def write(
+    path: Path, rows: list[dict[str, Any]], data: str = "SiMo", ours: Sequence[str] = ()
+) -> Path:
+    settings = {"data": data, "ours": list(ours)}
+    path.write_text(json.dumps({"settings": settings, "rows": rows}))
     return path
 
 
@@ -249,6 +252,18 @@ def test_the_picture_and_its_table(
     assert out.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match=r"no row has a budget of 300 s .* at 63 atoms"):
         picture.main([str(out), str(one), "--atoms", "63"])
+
+
+def test_a_run_of_ours_with_another_model_is_told_apart(
+    picture: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = write(tmp_path / "plain.json", [row("evenfield", 8, 100.0, 0.2)])
+    words = ["compute.compiled=true", "model.l_max=2"]
+    changed = write(tmp_path / "l2.json", [row("evenfield", 8, 90.0, 0.3)], ours=words)
+    picture.main([str(tmp_path / "picture.png"), str(plain), str(changed)])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    sizes = [line.strip("|").split("|")[1].strip() for line in lines]
+    assert sizes == ["8", "8 l_max=2"]
 
 
 def test_what_cannot_be_compared_is_refused(picture: ModuleType, tmp_path: Path) -> None:
