@@ -107,6 +107,9 @@ METHODS = {
     "cheap_all_sampling_sharing_more_steps": Method(
         SAMPLING + SHARING, "all", 0.5, more_steps=True
     ),
+    "cheap_all_strong_sampling_sharing_more_steps": Method(
+        STRONG_SAMPLING + SHARING, "all", 0.5, more_steps=True
+    ),
     "cheap_rare_strong_sampling_sharing_more_steps": Method(
         STRONG_SAMPLING + SHARING, "rare", 0.25, more_steps=True
     ),
