@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.calculators.calculator import Calculator
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -109,22 +110,32 @@ def level_of(data: Path) -> str:
 
 
 def judge(options: argparse.Namespace, folder: Path) -> Judged:
-    """The errors of a model on the chosen split and on the crystals of ACWF."""
+    """The errors of a model on the chosen split and on the crystals of ACWF, kept beside it."""
+    errors = folder.parent / f"errors_{options.split}.json"
+    volumes = folder.parent / "volumes.json"
     model = model_zoo.load(folder)
-    counts = train_counts(options.data)
-    structures = with_a_head(model.potential, iter_structures(options.data, options.split))
-    summary = summarise(predict(model.potential, structures), options.split, counts)
+    if not errors.is_file():
+        structures = with_a_head(model.potential, iter_structures(options.data, options.split))
+        counts = train_counts(options.data)
+        summary = summarise(predict(model.potential, structures), options.split, counts)
+        errors.write_text(summary.to_json())
+    if not volumes.is_file():
+        calculator = model.calculator(level_of_theory=level_of(options.data), warn_outside=False)
+        found = {symbol: volume_errors(calculator, symbol) for symbol in train_counts(options.data)}
+        volumes.write_text(json.dumps(found, indent=1) + "\n")
+    content = json.loads(volumes.read_text())
+    return Judged(
+        ErrorSummary.read(errors), {symbol: own for symbol, own in content.items() if own}
+    )
 
-    calculator = model.calculator(level_of_theory=level_of(options.data), warn_outside=False)
-    volumes = {}
-    for symbol in counts:
-        phases = elemental_phases().get(symbol, {})
-        if phases:
-            volumes[symbol] = [
-                volume_error(minimum(calculator, symbol, name, phase.volume), phase)
-                for name, phase in phases.items()
-            ]
-    return Judged(summary, volumes)
+
+def volume_errors(calculator: Calculator, symbol: str) -> list[float]:
+    """The errors of the four phases of an element; none for an element that ACWF does not have."""
+    phases = elemental_phases().get(symbol, {})
+    return [
+        volume_error(minimum(calculator, symbol, name, phase.volume), phase)
+        for name, phase in phases.items()
+    ]
 
 
 def volume_error(found: EquationOfState, reference: ElementalPhase) -> float:
@@ -273,7 +284,7 @@ def main() -> None:
     content = {
         "command": "python benchmarks/long_tail_thirds.py DATA CHEAP OUT "
         f"--steps {options.steps} --channels {options.channels} --split {options.split}",
-        "enrichment": read_info(options.cheap)["enrichment"]["settings"],
+        "enrichment": read_info(options.cheap)["source"]["enrichment"]["settings"],
         "rows": rows,
     }
     text = json.dumps(content, indent=1) + "\n"
