@@ -56,7 +56,7 @@ def test_figures_with_several_seeds_are_those_of_the_benchmark(effect):
         (
             COMBINED,
             "evenness_lab_seeds.json",
-            "cheap_rare_strong_sampling_sharing_more_steps",
+            "cheap_all_strong_sampling_sharing_more_steps",
         ),
     ],
 )
