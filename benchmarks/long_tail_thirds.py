@@ -231,7 +231,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Force errors of the thirds against uniform, and how many volumes come out right."""
     names = list(dict.fromkeys(row["mode"] for row in rows))
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     forces, volumes = figure.subplots(1, 2)
     for index, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         own = [row for row in rows if row["mode"] == name]
@@ -241,14 +241,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             forces.plot([place + shift] * len(own), values, "o", color=colour)
         for place, group in enumerate(("rare", "all")):
             values = [100 * row[f"volumes_of_{group}"]["within_10_percent"] for row in own]
-            label = name if place == 0 else None
+            label = name.replace("_", " and ") if place == 0 else None
             volumes.plot([place + shift] * len(own), values, "o", color=colour, label=label)
     forces.axhline(1.0, color="0.6", linewidth=1)
     forces.set_xticks(range(len(GROUPS)), GROUPS)
     forces.set_ylabel("force error, against uniform")
     forces.set_xlabel("third of the elements")
     volumes.set_xticks([0, 1], ["rarest third", "all elements"])
-    volumes.set_ylabel("volumes within 10 %, % of the phases")
+    volumes.set_ylabel("volumes right to 10 % (%)")
     volumes.set_ylim(bottom=0)
     figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=100)
