@@ -9,7 +9,8 @@ forces nor its difficulty. Without --data, the arms are made of clusters of 24 c
 with it, elements of a converted data set are thinned out.
 
 A method is a list of settings of `evenfield pretrain`, and perhaps cheap data by `evenfield data
-enrich`. Everything that OUT has already is kept. Writes results/NAME.json and .png, and prints the
+enrich`, weights that follow the errors of a reference model, a refit of the readout, or labels that
+are differences to a cheap level. Everything that OUT has already is kept. Writes results/NAME.json and .png, and prints the
 table. Figures are geometric means over elements, intervals of 90 % by a bootstrap over elements.
 """
 
@@ -86,12 +87,12 @@ STRONG_SAMPLING = ("stream.weights.beta=1",)
 # The cheap level shares its readout with the main one, up to the energies of free atoms.
 SHARING = ("level_sharing.levels=[GFN2-xTB,GFN1-xTB]",)
 # The tables of an element follow those of similar elements.
-ELEMENTS = "element_sharing.strength=0.3"
+ELEMENTS = ("element_sharing.strength=0.3",)
 METHODS = {
     UNIFORM: Method(),
     "sampling": Method(SAMPLING),
     "excess": Method(excess_over=UNIFORM),
-    "elements": Method((ELEMENTS,)),
+    "elements": Method(ELEMENTS),
     "balanced_refit": Method(balanced_refit_of=UNIFORM),
     "difference": Method(difference=True),
     "cheap_rare": Method((), "rare", 0.25),
