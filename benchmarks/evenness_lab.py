@@ -10,8 +10,9 @@ with it, elements of a converted data set are thinned out.
 
 A method is a list of settings of `evenfield pretrain`, and perhaps cheap data by `evenfield data
 enrich`, weights that follow the errors of a reference model, a refit of the readout, or labels that
-are differences to a cheap level. Everything that OUT has already is kept. Writes results/NAME.json and .png, and prints the
-table. Figures are geometric means over elements, intervals of 90 % by a bootstrap over elements.
+are differences to a cheap level. Everything that OUT has already is kept. Writes results/NAME.json
+and .png, and prints the table. Figures are geometric means over elements, intervals of 90 % by a
+bootstrap over elements.
 """
 
 from __future__ import annotations
