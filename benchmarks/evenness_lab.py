@@ -143,40 +143,48 @@ def train(lab: Lab, name: str, arm: int, seed: int) -> ErrorSummary:
     method = METHODS[name]
     folder = run_folder(lab, name, arm, seed)
     evaluation = folder / "evaluation.json"
-    if not evaluation.is_file() and method.balanced_refit_of:
-        train(lab, method.balanced_refit_of, arm, seed)
-        base = run_folder(lab, method.balanced_refit_of, arm, seed)
-        folder.mkdir()
-        evaluation.write_text(balanced_refit(base / "model", lab.data(arm)).to_json())
     if not evaluation.is_file():
         started = time.perf_counter()
-        data = [difference_data(lab, arm) if method.difference else lab.data(arm)]
-        words = []
-        steps = lab.steps
-        if method.more_steps:
-            steps = round(lab.steps / (1 - method.cheap_share))
-        if method.cheap:
-            cheap = cheap_data(lab, arm, method.cheap)
-            data.append(cheap)
-            shares = {data[0].name: 1 - method.cheap_share, cheap.name: method.cheap_share}
-            words += [f"mixing.shares.{key}={share}" for key, share in shares.items()]
-        words += [
-            f"data=[{','.join(map(str, data))}]",
-            f"out={folder}",
-            f"max_steps={steps}",
-            f"model.channels={lab.channels}",
-            f"seed={seed}",
-            f"stream.seed={seed}",
-            f"evaluate_every={steps}",
-            f"checkpoints.every={steps}",
-            *method.words,
-        ]
-        if method.excess_over:
-            train(lab, method.excess_over, arm, seed)
-            words += excess_over(run_folder(lab, method.excess_over, arm, seed), lab.data(arm))
-        run("pretrain", *words, "--resume", "auto")
+        if method.balanced_refit_of:
+            train(lab, method.balanced_refit_of, arm, seed)
+            base = run_folder(lab, method.balanced_refit_of, arm, seed)
+            summary = balanced_refit(base / "model", lab.data(arm))
+            folder.mkdir(exist_ok=True)
+            evaluation.write_text(summary.to_json())
+        else:
+            run("pretrain", *settings_of(lab, name, arm, seed), "--resume", "auto")
         print(f"{folder.name}: {time.perf_counter() - started:.0f} s", flush=True)
     return ErrorSummary.read(evaluation)
+
+
+def settings_of(lab: Lab, name: str, arm: int, seed: int) -> list[str]:
+    """The settings of a run of `evenfield pretrain`. The data that it needs are made."""
+    method = METHODS[name]
+    data = [difference_data(lab, arm) if method.difference else lab.data(arm)]
+    words = []
+    steps = lab.steps
+    if method.more_steps:
+        steps = round(lab.steps / (1 - method.cheap_share))
+    if method.cheap:
+        cheap = cheap_data(lab, arm, method.cheap)
+        data.append(cheap)
+        shares = {data[0].name: 1 - method.cheap_share, cheap.name: method.cheap_share}
+        words += [f"mixing.shares.{key}={share}" for key, share in shares.items()]
+    words += [
+        f"data=[{','.join(map(str, data))}]",
+        f"out={run_folder(lab, name, arm, seed)}",
+        f"max_steps={steps}",
+        f"model.channels={lab.channels}",
+        f"seed={seed}",
+        f"stream.seed={seed}",
+        f"evaluate_every={steps}",
+        f"checkpoints.every={steps}",
+        *method.words,
+    ]
+    if method.excess_over:
+        train(lab, method.excess_over, arm, seed)
+        words += excess_over(run_folder(lab, method.excess_over, arm, seed), lab.data(arm))
+    return words
 
 
 def run_folder(lab: Lab, name: str, arm: int, seed: int) -> Path:

@@ -49,7 +49,6 @@ RESULTS = Path(__file__).parent / "results"
 UNIFORM = "uniform"
 CHEAP_SHARE = 0.25  # of the structures that are seen
 
-
 SAMPLING = "stream.weights.beta=0.5"
 SHARING = "level_sharing.levels=[{level},{cheap_level}]"
 # Name -> whether the cheap labels are learned too, and settings of `evenfield pretrain`.
@@ -283,6 +282,7 @@ def main() -> None:
     print_rows(rows)
     content = {
         "command": "python benchmarks/long_tail_thirds.py DATA CHEAP OUT "
+        f"--modes {' '.join(options.modes)} --seeds {' '.join(map(str, options.seeds))} "
         f"--steps {options.steps} --channels {options.channels} --split {options.split}",
         "enrichment": read_info(options.cheap)["source"]["enrichment"]["settings"],
         "rows": rows,

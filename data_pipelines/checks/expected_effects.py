@@ -60,7 +60,7 @@ SAMPLING = "sampling by rarity"
 LOSS = "weights on the loss"
 ADAPTIVE = "loss weights that follow the errors"
 CHEAP = "cheap labels of rare elements"
-COMBINED = "cheap labels of all elements, sampling, shared readouts and twice as many steps"
+COMBINED = "cheap labels of all elements, sampling and shared readouts, against half the steps"
 
 EFFECTS = (
     MeasuredEffect(

@@ -34,11 +34,11 @@ class NetworkConfig(Settings):
 
     # the named sizes of `model.size`, each with the settings that it implies
     SIZES: ClassVar[dict[str, dict[str, Any]]] = {}
-    # Settings that are younger than the first models, each with the value that all older models
-    # have. They are not written at that value, so that the stored form and the digest of a
-    # potential stay what they were. Otherwise each new setting would void the records of
-    # uncertainty, heads and checks of all models that exist.
-    ADDED_LATER: ClassVar[dict[str, Any]] = {"silent_below": 0.3, "whole_from": 0.5}
+    # Settings that are younger than the first models. They are not stored at their defaults, so
+    # that the stored form and the digest of a potential stay what they were. Otherwise each new
+    # setting would void the records of uncertainty, heads and checks of all models that exist.
+    # Their defaults must never change, because older models have these values.
+    ADDED_LATER: ClassVar[tuple[str, ...]] = ("silent_below", "whole_from")
 
     architecture: str = Field(description="which network; see model_zoo/network/architectures.py")
     cutoff: float = Field(

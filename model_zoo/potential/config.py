@@ -99,8 +99,9 @@ class ModelConfig(Settings):
         if own.get("charges", "") is False:
             del own["charges"]
             own.pop("charge_width", None)
-        for name, earlier in self.network.ADDED_LATER.items():
-            if of_network.get(name) == earlier:
+        fields = type(self.network).model_fields
+        for name in self.network.ADDED_LATER:
+            if of_network.get(name) == fields[name].default:
                 del of_network[name]
         return of_network | own
 

@@ -122,18 +122,17 @@ def updated(
     if weight is None:
         weight = torch.ones(NUM_ELEMENTS, dtype=torch.float32)
 
-    if reference is None:
-        known = torch.isfinite(errors)
-        mean = errors[known].mean()
-        # if all errors are zero, no element is worse than another
-        if not known.any() or mean == 0:
-            return weight
-        gain = errors / mean - 1.0
-    else:
+    known = torch.isfinite(errors)
+    if reference is not None:
         # forces that vanish by symmetry have no relative error
-        known = torch.isfinite(errors) & (reference > 0)
-        if not known.any():
-            return weight
+        known &= reference > 0
+    # if all errors are zero, no element is worse than another
+    if not errors[known].any():
+        return weight
+
+    if reference is None:
+        gain = errors / errors[known].mean() - 1.0
+    else:
         excess = (errors / reference - 1.0).clamp(min=0.0)
         gain = excess - excess[known].mean()
 

@@ -47,7 +47,10 @@ def test_a_later_setting_is_stored_only_where_it_was_changed(architecture: str) 
     plain = PotentialConfig(architecture=architecture)
     stored = plain.model_dump(mode="json")
     assert not set(stored) & set(NetworkConfig.ADDED_LATER)
-    assert PotentialConfig.from_stored(stored) == plain
+    again = PotentialConfig.from_stored(stored)
+    assert again == plain
+    # the values of all models that were stored before these settings existed
+    assert (again.network.silent_below, again.network.whole_from) == (0.3, 0.5)
 
     wider = PotentialConfig(architecture=architecture, silent_below=0.35, whole_from=0.5)
     stored = wider.model_dump(mode="json")
